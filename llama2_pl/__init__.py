@@ -1,0 +1,1 @@
+"""The Llama 2 recipe as a PyTorch Lightning system."""
