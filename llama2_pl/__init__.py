@@ -1,1 +1,63 @@
-"""The Llama 2 recipe as a PyTorch Lightning system."""
+"""The Llama 2 recipe as a PyTorch Lightning system; every public name below is imported when it is first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llama2_pl.data import CorpusDataModule, DialogueDataModule, PreferenceDataModule, PromptDataModule
+    from llama2_pl.model import LanguageModel, ModelConfig, ScalarModel
+    from llama2_pl.modules import PPOModule, PretrainModule, RejectionSamplingModule, RewardModule, SFTModule
+    from llama2_pl.text import Dialog, Tokenizer
+
+__version__ = "0.1.0"
+
+# room of each public name; `import llama2_pl` itself loads neither torch nor lightning
+_ROOMS = {
+    "CorpusDataModule": "data",
+    "Dialog": "text",
+    "DialogueDataModule": "data",
+    "LanguageModel": "model",
+    "ModelConfig": "model",
+    "PPOModule": "modules",
+    "PreferenceDataModule": "data",
+    "PretrainModule": "modules",
+    "PromptDataModule": "data",
+    "RejectionSamplingModule": "modules",
+    "RewardModule": "modules",
+    "SFTModule": "modules",
+    "ScalarModel": "model",
+    "Tokenizer": "text",
+}
+
+__all__ = [
+    "CorpusDataModule",
+    "Dialog",
+    "DialogueDataModule",
+    "LanguageModel",
+    "ModelConfig",
+    "PPOModule",
+    "PreferenceDataModule",
+    "PretrainModule",
+    "PromptDataModule",
+    "RejectionSamplingModule",
+    "RewardModule",
+    "SFTModule",
+    "ScalarModel",
+    "Tokenizer",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the room of a public name on first use (PEP 562)."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""What `llama2-pl` can do: the registry of tool commands, and the Lightning subcommands."""

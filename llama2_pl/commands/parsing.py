@@ -1,0 +1,79 @@
+"""Settings of every parser: which class paths a config may name, and errors that fit on a screen."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from typing import NoReturn
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+ALLOW_IMPORTS = "LLAMA2_PL_ALLOW_IMPORTS"
+DEBUG = "LLAMA2_PL_DEBUG"
+
+# A dotted path in a YAML file is imported, and importing runs code. So: what our configs need, nothing wider.
+_ALLOWED = (
+    "llama2_pl",
+    "lightning.pytorch",
+    "lightning.fabric.plugins",
+    "torch.optim",
+    "torch.distributed.fsdp",
+    "torchmetrics",
+)
+
+
+def debugging() -> bool:
+    """Whether errors keep their tracebacks."""
+    return os.environ.get(DEBUG, "") not in {"", "0"}
+
+
+def allowed_imports() -> list[str]:
+    """Our list and the comma-separated packages of the environment variable LLAMA2_PL_ALLOW_IMPORTS."""
+    extra = [name.strip() for name in os.environ.get(ALLOW_IMPORTS, "").split(",") if name.strip()]
+    for name in extra:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
+            raise ValueError(
+                f"{ALLOW_IMPORTS}: {name!r} is no import path; separate packages by commas, as in mypackage,other.sub"
+            )
+    return [*_ALLOWED, *extra]
+
+
+def restrict_imports() -> None:
+    """Refuse every class path outside the allow-list, and configs from anywhere but local files.
+
+    These are settings of the process, made when a command runs and not when the package is imported.
+    """
+    set_parsing_settings(
+        import_path_denylist=["*"],
+        import_path_allowlist=allowed_imports(),
+        instantiate_subclass_spec_in_any=False,
+        config_read_mode_fsspec_enabled=False,
+        config_read_mode_urls_enabled=False,
+    )
+
+
+class ShortErrors(ArgumentParser):
+    """A parser whose errors are a line of advice: not the hundred lines of usage of a Trainer."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if debugging():
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        options = [option for action in parser._actions for option in action.option_strings]
+        prog = parser.prog.replace(" [options]", "")
+        sys.stderr.write(
+            f"{prog}: error: {message}{advice(message, options)}\n{prog} --help lists the options\n"
+        )
+        raise SystemExit(2)
+
+
+def advice(message: str, options: list[str]) -> str:
+    """What a parser's message leaves out: the option that was meant, or how to allow an import."""
+    if "import path denylist" in message:
+        return f"\nA config may name classes of {', '.join(_ALLOWED)}; set {ALLOW_IMPORTS}=yourpackage for your own."
+    if (unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message)) is not None:
+        close = difflib.get_close_matches(unknown[1], options, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+    return ""

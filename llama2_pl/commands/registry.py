@@ -1,0 +1,72 @@
+"""One table of the tool commands; their options are the signatures of the functions that it names.
+
+A function is imported when its command runs, so `llama2-pl --help` loads neither torch nor lightning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+
+class Tool(NamedTuple):
+    """A tool command.
+
+    Attributes:
+        target: `module:function`; the function's parameters are the command's options.
+        about: the line shown by `llama2-pl --help`.
+    """
+
+    target: str
+    about: str
+
+
+TOOLS: dict[str, Tool] = {
+    "demo": Tool("llama2_pl.rlhf.recipe:demo", "the whole recipe on the embedded data, with its report"),
+    "recipe": Tool("llama2_pl.rlhf.recipe:recipe", "run a recipe file; finished stages are skipped"),
+    "tokenizer train": Tool("llama2_pl.commands.tokenizer:train", "train a SentencePiece BPE tokenizer"),
+    "preview": Tool("llama2_pl.text.preview:preview", "a dialogue's tokens with the loss mask coloured"),
+    "data default": Tool("llama2_pl.data.default:write_default_data", "write the embedded default data set"),
+    "collect": Tool(
+        "llama2_pl.rlhf.collect:collect_preferences", "sample two variants, rate them with the oracle"
+    ),
+    "winners": Tool(
+        "llama2_pl.modules.rejection_sampling:merge_winners", "merge best-of-K answers of all iterations"
+    ),
+    "evaluate": Tool("llama2_pl.rlhf.evaluate:evaluate", "evaluate models and reward models"),
+    "export": Tool("llama2_pl.checkpoints.ours:export_checkpoint", "a checkpoint as a Hugging Face folder"),
+    "report": Tool("llama2_pl.report.build:build_report", "result files of a run as report.html"),
+    "chat": Tool("llama2_pl.app.chat:chat", "talk to a checkpoint in the terminal"),
+}
+
+
+def find_tool(args: list[str]) -> tuple[str, list[str]] | None:
+    """The tool that the arguments begin with, longest name first, and the arguments that are left."""
+    for words in (2, 1):
+        name = " ".join(args[:words])
+        if len(args) >= words and name in TOOLS:
+            return name, args[words:]
+    return None
+
+
+def load(tool: Tool) -> Callable[..., Any]:
+    """Import the function of a tool."""
+    module, function = tool.target.split(":")
+    return getattr(import_module(module), function)
+
+
+def run_tool(name: str, args: list[str]) -> None:
+    """Parse the arguments by the function's signature and call it."""
+    from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
+
+    from llama2_pl.commands.parsing import ShortErrors, restrict_imports
+
+    restrict_imports()
+    function = load(TOOLS[name])
+    parser = ShortErrors(prog=f"llama2-pl {name}", description=TOOLS[name].about, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="options from a YAML file")
+    parser.add_function_arguments(function, as_positional=False)
+    options = parser.instantiate(parser.parse_args(args)).as_dict()
+    options.pop("config")
+    function(**options)

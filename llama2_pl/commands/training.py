@@ -1,0 +1,91 @@
+"""`llama2-pl fit | validate | test | predict`: LightningCLI with the settings this project relies on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+# imported so that short class names (`--model RewardModule`) are known
+import llama2_pl.data
+import llama2_pl.modules  # noqa: F401
+from llama2_pl.commands.parsing import ShortErrors, restrict_imports
+
+SIGTERM_STATUS = 128 + 15
+
+
+class TrainingParser(ShortErrors, LightningArgumentParser):
+    """LightningArgumentParser with short errors."""
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Save the config of each run as `config-<time>-<pid>.yaml` in the run's folder.
+
+    Lightning's own refuses to start in a folder that has a config.yaml, so a second run or a resume there aborts;
+    `overwrite` would lose the first run's. A name per run needs neither.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"config-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.yaml"
+        # overwrite: two stages of one second in one process would otherwise stop the second
+        self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=False)
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI in subclass mode for model and data; modules build their own optimizers after configure_model."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(
+            # no model_class, no datamodule_class: any subclass by class_path; data may be absent for a module of the
+            # user that brings its own loaders
+            save_config_callback=SaveRunConfig,
+            seed_everything_default=1,
+            auto_configure_optimizers=False,
+            # modules save their own plain hyper-parameters, the same with and without this command line
+            load_from_checkpoint_support=False,
+            parser_class=TrainingParser,
+            parser_kwargs={"prog": "llama2-pl", "allow_abbrev": False},
+            args=args,
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as given: Lightning lets the checkpoint's hyper-parameters override explicit options."""
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    """Drop Lightning's tip to install another logger, printed at each Trainer: a recipe builds a dozen."""
+    return "litlogger" not in record.getMessage()
+
+
+def run_training(args: list[str]) -> None:
+    """Parse, build and run one Trainer command; the process may call it any number of times."""
+    restrict_imports()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+    # LightningCLI warns when it is given arguments while sys.argv holds some: ours are sys.argv's or a driver's own
+    with mock.patch.object(sys, "argv", sys.argv[:1]):
+        try:
+            TrainingCLI(args)
+        except SIGTERMException:
+            # Lightning ends with status 0 on SIGTERM, which a scheduler takes for success
+            raise SystemExit(SIGTERM_STATUS) from None
+        finally:
+            _close()
+
+
+def _close() -> None:
+    """Leave no run open behind: a W&B run would go on collecting the next stage's metrics."""
+    if (wandb := sys.modules.get("wandb")) is not None and getattr(wandb, "run", None) is not None:
+        wandb.finish()
