@@ -1,0 +1,55 @@
+"""Dialogues in, answers as text out: the loop of every evaluation that lets a model speak."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from llama2_pl.generation.sampler import Rollout, generate
+from llama2_pl.model.heads import LanguageModel
+from llama2_pl.text.chat import Dialog, encode_prompt
+from llama2_pl.text.tokenizer import Tokenizer
+
+
+class Speaker(Protocol):
+    """Anything that answers dialogues: a model, a canned table in a test."""
+
+    def __call__(self, dialogs: Sequence[Dialog]) -> list[str]: ...
+
+
+def decode_responses(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
+    """The response of each row as text, without EOS and outer white space."""
+    rows = zip(rollout.tokens.tolist(), rollout.response_mask.tolist(), strict=True)
+    ids = [[t for t, counts in zip(tokens, mask, strict=True) if counts] for tokens, mask in rows]
+    return [tokenizer.decode([t for t in row if t != tokenizer.eos_id]).strip() for row in ids]
+
+
+def answer(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    dialogs: Sequence[Dialog],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    samples_per_prompt: int = 1,
+    seed: int = 0,
+    max_batch: int | None = 256,
+) -> list[str]:
+    """Answers of the model, dialogue-major: answer k of dialogue i is row i * samples_per_prompt + k."""
+    prompts = [encode_prompt(dialog, tokenizer, tags="neutralise") for dialog in dialogs]
+    generator = torch.Generator().manual_seed(seed)
+    rollout = generate(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        eos_id=tokenizer.eos_id,
+        temperature=temperature,
+        top_p=top_p,
+        samples_per_prompt=samples_per_prompt,
+        generator=generator,
+        max_batch=max_batch,
+    )
+    return decode_responses(rollout, tokenizer)

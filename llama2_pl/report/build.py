@@ -1,0 +1,295 @@
+"""`llama2-pl report --run runs/demo`: one page with every figure that the run's files allow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llama2_pl.report import figures, page
+from llama2_pl.report.metrics import read_curve, read_json
+
+NAMES = {
+    "sft": "SFT",
+    "gatt": "SFT + Ghost Attention",
+    "rejection_sampling": "rejection sampling",
+    "ppo": "PPO",
+}
+
+
+def build_report(run: str = "runs/demo", out: str | None = None) -> str:
+    """Draw the report of a run; the path of the page.
+
+    Args:
+        run: folder with results.json (from `llama2-pl evaluate`), the stages' metrics, carbon.json and manifests.
+        out: the page; `report.html` in the run's folder by default.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise ValueError(
+            f"{run}: no such run; give the folder that the recipe wrote, for example --run runs/demo"
+        )
+    results = read_json(folder / "results.json")
+    sections = [
+        _opening(folder, results),
+        _training(folder),
+        _reward_models(results),
+        _rejection_sampling(results),
+        _ppo(folder),
+        _gold(results),
+        _ghost_attention(results),
+        _carbon(folder),
+        _samples(results),
+        _commands(folder),
+    ]
+    target = Path(out) if out else folder / "report.html"
+    target.write_text(page.page(f"llama2_pl · {folder.name}", sections), encoding="utf-8")
+    print(f"report: {target}")
+    return str(target)
+
+
+def _opening(run: Path, results: dict) -> str:
+    tiles = []
+    seconds = sum(m.get("seconds", 0.0) for m in _manifests(run).values())
+    if seconds:
+        tiles.append(("whole recipe", f"{seconds / 60:.1f} min"))
+    if "parameters" in results:
+        tiles.append(("parameters", f"{results['parameters'] / 1e6:.1f} M"))
+    if "helpfulness" in results.get("reward_accuracy", {}):
+        tiles.append(
+            ("helpfulness reward accuracy", f"{results['reward_accuracy']['helpfulness']['overall']:.1%}")
+        )
+    if "unsafe_recall" in results:
+        tiles.append(("unsafe recall of the safety model", f"{results['unsafe_recall']['mean']:.1%}"))
+    if "ppo vs sft" in results.get("win_rate", {}):
+        tiles.append(("PPO preferred over SFT", f"{results['win_rate']['ppo vs sft']['mean']:.1%}"))
+    lead = results.get("about", "The Llama 2 recipe, run from the tokenizer to PPO.")
+    return f"<h1>The recipe of Llama 2, {run.name}</h1>" + page.section("In short", lead, page.tiles(tiles))
+
+
+def _training(run: Path) -> str:
+    pretrain = read_curve(run / "pretrain", "train/loss", "train/tokens")
+    parts = []
+    if pretrain.y:
+        named = {"pretraining": pretrain}
+        validation = read_curve(run / "pretrain", "val/loss")
+        parts.append(
+            page.figure(
+                figures.curves(named, x_label="tokens", y_label="loss", smoothing=0.9),
+                "Pretraining loss against tokens (as Fig. 5).",
+            )
+        )
+        if validation.y:
+            parts.append(
+                page.figure(
+                    figures.curves(
+                        {"held-out documents": validation},
+                        x_label="step",
+                        y_label="loss",
+                        markers=("held-out documents",),
+                    ),
+                    "Loss on documents that were never trained on.",
+                )
+            )
+    fine = {NAMES[n]: read_curve(run / n, "train/loss") for n in ("sft", "gatt", "rejection_sampling")}
+    fine = {name: curve for name, curve in fine.items() if curve.y}
+    if fine:
+        parts.append(
+            page.figure(
+                figures.curves(fine, x_label="step", y_label="loss on answers", smoothing=0.8),
+                "Fine-tuning losses, answers only.",
+            )
+        )
+    rewards = {
+        n.split("_")[1]: read_curve(run / n, "train/loss") for n in ("reward_helpfulness", "reward_safety")
+    }
+    rewards = {name: curve for name, curve in rewards.items() if curve.y}
+    if rewards:
+        parts.append(
+            page.figure(
+                figures.curves(rewards, x_label="step", y_label="ranking loss", smoothing=0.8),
+                "Reward model losses.",
+            )
+        )
+    return (
+        page.section("Training", "Next-token loss from pretraining to fine-tuning.", page.row(*parts))
+        if parts
+        else ""
+    )
+
+
+def _reward_models(results: dict) -> str:
+    accuracy = results.get("reward_accuracy")
+    if not accuracy:
+        return ""
+    head = ["reward model", *figures.RATINGS, "all", "pairs"]
+    lines = [
+        [name, *(row["by_rating"].get(rating) for rating in figures.RATINGS), row["overall"], row["pairs"]]
+        for name, row in accuracy.items()
+    ]
+    charts = [
+        page.figure(
+            figures.calibration(row["calibration"]),
+            f"Calibration of the {name} model on held-out pairs; pairs per point beside it.",
+        )
+        for name, row in accuracy.items()
+        if row.get("calibration")
+    ]
+    recall = results.get("unsafe_recall")
+    note = (
+        f" The safety model finds {recall['mean']:.1%} of the unsafe answers at score 0.5." if recall else ""
+    )
+    lead = (
+        "Accuracy on held-out pairs by the annotator's rating (as Table 8): it should fall from left to right."
+        + note
+    )
+    return page.section("Reward models", lead, page.table(head, lines), page.row(*charts))
+
+
+def _rejection_sampling(results: dict) -> str:
+    best = results.get("best_of_n")
+    if not best:
+        return ""
+    charts = [
+        page.figure(
+            figures.reward_against_n(best["by_temperature"], what="reward"),
+            "Max and median reward among N samples (as Figs. 7 and 8).",
+        )
+    ]
+    gold = best.get("gold")
+    note = ""
+    if gold:
+        best_score, median = f"{gold['best']:.2f}", f"{gold['median']:.2f}"
+        note = f" The answer picked among {gold['n']} has gold score {best_score}; the median sample has {median}."
+    return page.section(
+        "Rejection sampling",
+        "The gain that fine-tuning on the best of N samples can bring." + note,
+        page.row(*charts),
+    )
+
+
+def _ppo(run: Path) -> str:
+    charts = []
+    for title, keys in {
+        "reward": {"combined reward": "ppo/reward", "helpfulness": "ppo/helpfulness", "safety": "ppo/safety"},
+        "KL to the starting policy": {"KL (nats per answer)": "ppo/kl"},
+    }.items():
+        named = {name: read_curve(run / "ppo", key) for name, key in keys.items()}
+        named = {name: curve for name, curve in named.items() if curve.y}
+        if named:
+            charts.append(
+                page.figure(
+                    figures.curves(named, x_label="optimizer step", y_label=title, smoothing=0.6),
+                    f"PPO: {title}.",
+                )
+            )
+    held = read_curve(run / "ppo", "held_out/reward")
+    if held.y:
+        charts.append(
+            page.figure(
+                figures.curves(
+                    {"held-out prompts": held},
+                    x_label="optimizer step",
+                    y_label="reward",
+                    markers=("held-out prompts",),
+                ),
+                "Reward on held-out prompts, which chooses the checkpoint.",
+            )
+        )
+    return (
+        page.section("PPO", "Reward against distance from where it started.", page.row(*charts))
+        if charts
+        else ""
+    )
+
+
+def _gold(results: dict) -> str:
+    gold = results.get("gold")
+    if not gold:
+        return ""
+    charts = [
+        page.figure(
+            figures.intervals({NAMES.get(n, n): row for n, row in gold.items()}, x_label="gold score"),
+            "Mean gold score of sampled answers on held-out prompts, 95 % intervals.",
+        )
+    ]
+    wins = results.get("win_rate", {})
+    if wins:
+        charts.append(
+            page.figure(
+                figures.intervals(wins, x_label="share preferred by the gold score", line=0.5),
+                "Win rates, ties counted half, 95 % bootstrap intervals.",
+            )
+        )
+    lead = (
+        "The gold score is the oracle's judgement, which the reward models never saw except as noisy ratings."
+    )
+    kinds = results.get("gold_by_kind", {})
+    names = sorted({kind for row in kinds.values() for kind in row})
+    lines = [[NAMES.get(model, model), *(row.get(kind) for kind in names)] for model, row in kinds.items()]
+    return page.section(
+        "Gold score", lead, page.row(*charts), page.table(["model", *names], lines) if lines else ""
+    )
+
+
+def _ghost_attention(results: dict) -> str:
+    gatt = results.get("gatt")
+    if not gatt:
+        return ""
+    chart = page.figure(
+        figures.persistence(gatt),
+        "Answers that keep an instruction given once, in the first turn (as Table 30).",
+    )
+    lead = "Ghost Attention should hold an instruction over the turns where plain SFT forgets it."
+    return page.section("Ghost Attention", lead, page.row(chart))
+
+
+def _carbon(run: Path) -> str:
+    rows = [
+        row for path in sorted(run.rglob("carbon.json")) for row in read_json(path).get("stages", {}).items()
+    ]
+    if not rows:
+        return ""
+    head = ["stage", "hours", "kWh", "g CO2e", "how"]
+    lines = [
+        [
+            name,
+            row.get("hours"),
+            row.get("kwh"),
+            None if row.get("co2e_kg") is None else row["co2e_kg"] * 1000,
+            row.get("source", ""),
+        ]
+        for name, row in rows
+    ]
+    totals = ["all", *(sum(line[i] or 0.0 for line in lines) for i in (1, 2, 3)), ""]
+    lead = "Energy and carbon of each trained stage (as Table 2); unknown is shown as –, never as 0."
+    return page.section("Carbon", lead, page.table(head, [*lines, totals]))
+
+
+def _samples(results: dict) -> str:
+    talks = []
+    for sample in results.get("samples", []):
+        messages = [(m["role"], m["content"]) for m in sample["messages"]]
+        talks.append(
+            page.talk([*messages, *((NAMES.get(n, n), text) for n, text in sample["answers"].items())])
+        )
+    return (
+        page.section("What the models say", "Held-out prompts, sampled once at temperature 0.7.", *talks)
+        if talks
+        else ""
+    )
+
+
+def _commands(run: Path) -> str:
+    manifests = _manifests(run)
+    if not manifests:
+        return ""
+    parts = [
+        f"<p class='soft'>{name}, {manifest['seconds']:.0f} s</p>" + page.code(manifest["shell"])
+        for name, manifest in manifests.items()
+    ]
+    return page.section("Commands", "Each stage, exactly as it can be typed again.", *parts)
+
+
+def _manifests(run: Path) -> dict[str, dict]:
+    """Manifests by stage, in the order in which they were written."""
+    paths = sorted((run / "manifests").glob("*.json"), key=lambda path: path.stat().st_mtime)
+    return {path.stem: read_json(path) for path in paths}

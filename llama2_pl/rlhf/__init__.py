@@ -1,0 +1,1 @@
+"""The recipe as resumable stages: collect preferences, train, evaluate, report."""

@@ -1,0 +1,118 @@
+"""Preferences on the newest models: two variants answer, a simulated annotator rates (Llama 2 §3.2.1)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from llama2_pl.checkpoints.ours import load_language_model
+from llama2_pl.data.default.oracle import rate
+from llama2_pl.data.readers.common import write_jsonl
+from llama2_pl.evaluation.answers import answer
+from llama2_pl.text.chat import Dialog
+from llama2_pl.text.tokenizer import Tokenizer
+
+
+def read_tasks(path: str, limit: int | None = None) -> list[dict]:
+    """Prompt rows that carry a `task` for the oracle, in file order."""
+    rows = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(itertools.islice(lines, limit), 1):
+            row = json.loads(line)
+            if "task" not in row:
+                raise ValueError(
+                    f"{path}:{number}: no 'task': the simulated annotator rates only prompts of the embedded data; "
+                    "collect ratings from people for others"
+                )
+            rows.append(row)
+    return rows
+
+
+def dialog_of(row: dict) -> Dialog:
+    """The dialogue of a row of our own jsonl."""
+    return Dialog.of([(m["role"], m["content"]) for m in row["messages"]])
+
+
+def collect_preferences(
+    policies: list[str],
+    tokenizer: str,
+    prompts: str,
+    out: str,
+    temperatures: list[float] | None = None,
+    max_new_tokens: int = 64,
+    rounds: int = 1,
+    noise: float = 0.25,
+    val_share: float = 0.1,
+    limit: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Write out/helpful_{train,val}.jsonl and out/safety_{train,val}.jsonl with rated pairs of on-policy answers.
+
+    "Two responses sampled from two different model variants, varying the temperature" (Llama 2 §3.2.1); the
+    annotator here is the oracle of the embedded data with noise on its utility.
+
+    Args:
+        policies: checkpoints of the model variants; a pair takes two of them in turn (one may be given alone).
+        tokenizer: tokenizer.model of the policies.
+        prompts: prompt rows with a `task` for the oracle.
+        out: folder of the four files.
+        temperatures: a pair takes two of them in turn; 0.7 and 1.1 by default (our choice: one careful, one varied).
+        max_new_tokens: longest answer.
+        rounds: pairs per prompt.
+        noise: standard deviation of the annotator's error, in units of utility.
+        val_share: share of the prompts held out for validation, the last ones.
+        limit: use only the first prompts.
+        seed: of sampling and of the annotator's noise.
+    """
+    rows = read_tasks(prompts, limit)
+    sides = _sample_sides(
+        policies, Tokenizer(tokenizer), rows, temperatures or [0.7, 1.1], max_new_tokens, rounds, seed
+    )
+    annotator, held_out = random.Random(seed), len(rows) - round(val_share * len(rows))
+    files: dict[str, list[dict]] = {
+        f"{kind}_{split}": [] for kind in ("helpful", "safety") for split in ("train", "val")
+    }
+    for a_side, b_side in sides:
+        for index, (row, a, b) in enumerate(zip(rows, a_side, b_side, strict=True)):
+            pair = rate(row["task"], a, b, annotator, noise)
+            if pair is None:  # the same answer twice, or the bin that the paper excludes
+                continue
+            kind, split = "safety" if row["is_safety"] else "helpful", "val" if index >= held_out else "train"
+            record = {"prompt": {"messages": row["messages"]}, **pair, "is_safety": row["is_safety"]}
+            files[f"{kind}_{split}"].append({**record, "source": f"on_policy_{kind}"})
+    for name, pairs in files.items():
+        write_jsonl(Path(out) / f"{name}.jsonl", pairs)
+
+
+def _sample_sides(
+    policies: Sequence[str],
+    tokenizer: Tokenizer,
+    rows: Sequence[dict],
+    temperatures: Sequence[float],
+    max_new_tokens: int,
+    rounds: int,
+    seed: int,
+) -> Iterator[tuple[list[str], list[str]]]:
+    """For each round the answers of side A and of side B, every side with its own model variant and temperature."""
+    models = [load_language_model(path).to(torch.float32).eval() for path in policies]
+    dialogs = [dialog_of(row) for row in rows]
+    for turn in range(rounds):
+        sides = []
+        for side in (2 * turn, 2 * turn + 1):
+            model, temperature = models[side % len(models)], temperatures[side % len(temperatures)]
+            sides.append(
+                answer(
+                    model,
+                    tokenizer,
+                    dialogs,
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    seed=seed * 1000 + side,
+                )
+            )
+        yield sides[0], sides[1]

@@ -1,0 +1,339 @@
+"""`llama2-pl evaluate`: every figure of the report that needs a model, written to one JSON file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from llama2_pl.checkpoints.ours import load_language_model, load_reward_model
+from llama2_pl.data.default.oracle import gold_score
+from llama2_pl.data.readers.preferences import PreferenceRow, read_preferences
+from llama2_pl.evaluation.answers import answer
+from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature
+from llama2_pl.evaluation.gatt import Case, persistence
+from llama2_pl.evaluation.intervals import bootstrap, wilson
+from llama2_pl.evaluation.reward import (
+    accuracy_by_rating,
+    calibration_curve,
+    expected_calibration_error,
+    score_histogram,
+    score_responses,
+    unsafe_detection,
+)
+from llama2_pl.evaluation.win_rate import win_rate
+from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.objectives.reward import combined_reward
+from llama2_pl.rlhf.stages import write_json
+from llama2_pl.text.chat import Dialog, encode_dialog
+from llama2_pl.text.constraints import Constraint, constraint_kept
+from llama2_pl.text.tokenizer import Tokenizer
+
+
+class PromptTask(NamedTuple):
+    """A prompt with what the oracle needs to judge an answer; task None where nobody knows the truth."""
+
+    dialog: Dialog
+    is_safety: bool
+    task: dict | None
+
+
+class Judges(NamedTuple):
+    """The two reward models, and how an answer's dialogue becomes ids."""
+
+    helpfulness: ScalarModel
+    safety: ScalarModel
+    tokenizer: Tokenizer
+
+    def scores(self, prompts: Sequence[PromptTask], answers: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Helpfulness, safety and combined scores (R,), all linear; `answers` prompt-major, len(prompts) * K."""
+        each = len(answers) // len(prompts)
+        rows = [prompt for prompt in prompts for _ in range(each)]
+        ids = [_ids(row.dialog, text, self.tokenizer) for row, text in zip(rows, answers, strict=True)]
+        helpful, safe = score_responses(self.helpfulness, ids), score_responses(self.safety, ids)
+        is_safety = torch.tensor([row.is_safety for row in rows])
+        return helpful, safe, combined_reward(safe, helpful, is_safety)
+
+
+def evaluate(
+    models: dict[str, str],
+    tokenizer: str,
+    prompts: str,
+    helpfulness_reward: str,
+    safety_reward: str,
+    out: str,
+    helpful_pairs: list[str] | None = None,
+    safety_pairs: list[str] | None = None,
+    gatt_models: dict[str, str] | None = None,
+    gatt_cases: str | None = None,
+    gatt_turns: list[int] | None = None,
+    sampler: str = "gatt",
+    temperatures: list[float] | None = None,
+    samples: int = 16,
+    best_of_n_prompts: int = 48,
+    limit: int | None = None,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    about: str | None = None,
+) -> None:
+    """Compare the models of a run and measure its reward models.
+
+    Args:
+        models: checkpoints by name; the first is the one that the others are compared with.
+        tokenizer: tokenizer.model of all of them.
+        prompts: held-out prompts; rows with a `task` get the oracle's gold score too.
+        helpfulness_reward: checkpoint of the helpfulness reward model.
+        safety_reward: checkpoint of the safety reward model.
+        out: the result file.
+        helpful_pairs: held-out preference files for the helpfulness model.
+        safety_pairs: held-out preference files for the safety model.
+        gatt_models: checkpoints by name whose hold on an instruction is compared.
+        gatt_cases: conversations with an instruction and its check.
+        gatt_turns: turns at which the instruction is checked; 1, 2, 3 and 4 by default.
+        sampler: which of `models` the best-of-N curves are drawn for.
+        temperatures: of the best-of-N curves; 0.7, 1.0 and 1.3 by default.
+        samples: largest N of those curves.
+        best_of_n_prompts: prompts of those curves.
+        limit: use only the first prompts.
+        max_new_tokens: longest answer.
+        seed: of all sampling.
+        about: a sentence for the report's head.
+    """
+    codec = Tokenizer(tokenizer)
+    rows = read_prompt_tasks(prompts, limit)
+    networks = {name: load_language_model(path).eval() for name, path in models.items()}
+    judges = Judges(
+        load_reward_model(helpfulness_reward).eval(), load_reward_model(safety_reward).eval(), codec
+    )
+
+    def speak(model: LanguageModel, asked: Sequence[PromptTask], temperature: float, k: int = 1) -> list[str]:
+        return answer(
+            model,
+            codec,
+            [row.dialog for row in asked],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            samples_per_prompt=k,
+            seed=seed,
+        )
+
+    results: dict[str, Any] = {"about": about} if about else {}
+    results["parameters"] = sum(p.numel() for p in next(iter(networks.values())).parameters())
+    results |= compare_models(networks, rows, judges, speak)
+    if sampler in networks:
+        some = rows[:best_of_n_prompts]
+        results["best_of_n"] = best_of_n(
+            networks[sampler], some, judges, speak, temperatures or [0.7, 1.0, 1.3], samples
+        )
+    results |= reward_models(judges, helpful_pairs or [], safety_pairs or [])
+    if gatt_cases:
+        cases, turns = read_cases(gatt_cases), gatt_turns or [1, 2, 3, 4]
+        results["gatt"] = {
+            name: persistence(
+                load_language_model(path).eval(), codec, cases, turns=turns, max_new_tokens=max_new_tokens
+            ).by_turn
+            for name, path in (gatt_models or {}).items()
+        }
+    results["samples"] = sample_dialogues(networks, rows, speak)
+    write_json(Path(out), results)
+    print(summary(results))
+
+
+Speak = Callable[..., list[str]]
+
+
+def compare_models(
+    networks: dict[str, LanguageModel], rows: Sequence[PromptTask], judges: Judges, speak: Speak
+) -> dict[str, Any]:
+    """Gold scores, reward-model scores and win rates over the first model, one sample at T = 1 per prompt."""
+    spoken = {name: speak(model, rows, 1.0) for name, model in networks.items()}
+    scored = {name: judges.scores(rows, answers) for name, answers in spoken.items()}
+    first = next(iter(networks))
+    results: dict[str, Any] = {
+        "judged": {
+            name: {
+                "helpfulness": bootstrap(h.sigmoid()),
+                "safety": bootstrap(s.sigmoid()),
+                "combined": bootstrap(c),
+            }
+            for name, (h, s, c) in scored.items()
+        },
+        "judged_win_rate": {
+            f"{name} vs {first}": win_rate(combined, scored[first][2])
+            for name, (_, _, combined) in scored.items()
+            if name != first
+        },
+    }
+    if any(row.task is None for row in rows):
+        return results
+    gold = {name: gold_scores(rows, answers) for name, answers in spoken.items()}
+    kinds = {"helpfulness prompts": False, "safety prompts": True}
+    return results | {
+        "gold": {name: bootstrap(scores) for name, scores in gold.items()},
+        "gold_by_kind": {
+            name: {
+                kind: scores[torch.tensor([row.is_safety == flag for row in rows])].mean().item()
+                for kind, flag in kinds.items()
+            }
+            for name, scores in gold.items()
+        },
+        "win_rate": {
+            f"{name} vs {first}": win_rate(scores, gold[first])
+            for name, scores in gold.items()
+            if name != first
+        },
+    }
+
+
+def best_of_n(
+    model: LanguageModel,
+    rows: Sequence[PromptTask],
+    judges: Judges,
+    speak: Speak,
+    temperatures: Sequence[float],
+    samples: int,
+) -> dict[str, Any]:
+    """Reward against N for each temperature (Llama 2 figs. 7 and 8); gold score of the winner at the middle one."""
+    rewards, gold = {}, {}
+    for temperature in temperatures:
+        answers = speak(model, rows, temperature, samples)
+        rewards[temperature] = judges.scores(rows, answers)[2].view(len(rows), samples)
+        if all(row.task is not None for row in rows):
+            repeated = [row for row in rows for _ in range(samples)]
+            gold[temperature] = gold_scores(repeated, answers).view(len(rows), samples)
+    results: dict[str, Any] = {"by_temperature": reward_by_temperature(rewards)}
+    if gold:
+        middle = temperatures[len(temperatures) // 2]
+        results["gold"] = gold_of_best(rewards[middle], gold[middle], samples) | {"temperature": middle}
+    return results
+
+
+def reward_models(
+    judges: Judges, helpful_pairs: Sequence[str], safety_pairs: Sequence[str]
+) -> dict[str, Any]:
+    """Accuracy by rating of each model on its own and the other's test set (Llama 2 tables 7 and 8), unsafe recall."""
+    results: dict[str, Any] = {"reward_accuracy": {}}
+    for name, model, files in (
+        ("helpfulness", judges.helpfulness, helpful_pairs),
+        ("safety", judges.safety, safety_pairs),
+    ):
+        pairs = list(itertools.chain.from_iterable(read_preferences(path) for path in files))
+        if not pairs:
+            continue
+        chosen, rejected = score_preferences(model, pairs, judges.tokenizer)
+        rating = torch.tensor([2 if row.rating is None else row.rating for row in pairs])
+        curve = calibration_curve(chosen, rejected)
+        results["reward_accuracy"][name] = accuracy_by_rating(chosen, rejected, rating) | {
+            "calibration": curve,
+            "calibration_error": expected_calibration_error(curve),
+            "histogram": score_histogram(torch.cat([chosen, rejected])),
+        }
+        if name == "safety":
+            results |= _unsafe(pairs, chosen, rejected)
+    return results
+
+
+def _unsafe(pairs: Sequence[PreferenceRow], chosen: Tensor, rejected: Tensor) -> dict[str, Any]:
+    labels = [row.chosen_safe for row in pairs] + [row.rejected_safe for row in pairs]
+    is_safe = torch.tensor([float("nan") if label is None else float(label) for label in labels])
+    scores = torch.cat([chosen, rejected])
+    half, low = (unsafe_detection(scores, is_safe, threshold=t) for t in (0.5, 0.15))
+    if half["recall"] is None:
+        return {}
+    return {
+        "unsafe_recall": wilson(half["recall"] * half["unsafe"], half["unsafe"]),
+        "unsafe_detection": {"0.5": half, "0.15": low},
+    }
+
+
+def score_preferences(
+    model: ScalarModel, pairs: Sequence[PreferenceRow], tokenizer: Tokenizer
+) -> tuple[Tensor, Tensor]:
+    """Scores (N,), (N,) of the chosen and the rejected answers."""
+    chosen = [_ids(row.prompt, row.chosen, tokenizer) for row in pairs]
+    rejected = [_ids(row.prompt, row.rejected, tokenizer) for row in pairs]
+    first, second = score_responses(model, chosen + rejected).chunk(2)
+    return first, second
+
+
+def gold_scores(rows: Sequence[PromptTask], answers: Sequence[str]) -> Tensor:
+    """The oracle's score of each answer, (R,)."""
+    return torch.tensor(
+        [gold_score(row.task, text) for row, text in zip(rows, answers, strict=True) if row.task]
+    )
+
+
+def sample_dialogues(
+    networks: dict[str, LanguageModel], rows: Sequence[PromptTask], speak: Speak, count: int = 8
+) -> list[dict[str, Any]]:
+    """A few held-out prompts, spread over the file, with every model's answer at T = 0.7."""
+    some = list(rows[:: max(1, len(rows) // count)][:count])
+    spoken = {name: speak(model, some, 0.7) for name, model in networks.items()}
+    return [
+        {
+            "messages": [message._asdict() for message in row.dialog.messages],
+            "answers": {name: answers[i] for name, answers in spoken.items()},
+        }
+        for i, row in enumerate(some)
+    ]
+
+
+def read_prompt_tasks(path: str, limit: int | None = None) -> list[PromptTask]:
+    """Prompt rows of our own jsonl, with their task where they have one."""
+    with open(path, encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in itertools.islice(lines, limit)]
+    return [
+        PromptTask(
+            Dialog.of([(m["role"], m["content"]) for m in row["messages"]]),
+            row.get("is_safety", False),
+            row.get("task"),
+        )
+        for row in rows
+    ]
+
+
+def read_cases(path: str) -> list[Case]:
+    """Conversations for the persistence check: {"instruction", "user_turns", "check"} a line."""
+    with open(path, encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [Case(r["instruction"], tuple(r["user_turns"]), _check(r), r["check"].split(":")[0]) for r in rows]
+
+
+def _check(row: dict) -> Callable[[str], bool]:
+    constraint = Constraint(
+        text=row["instruction"], short=row.get("short", row["instruction"]), check=row["check"]
+    )
+    return lambda text: constraint_kept(constraint, text)
+
+
+def _ids(prompt: Dialog, text: str, tokenizer: Tokenizer) -> list[int]:
+    return encode_dialog(prompt.then("assistant", text), tokenizer, tags="neutralise").tokens
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The headline figures as lines for the terminal."""
+    lines = []
+    for name, row in results.get("gold", {}).items():
+        lines.append(f"gold score {name}: {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+    for name, row in results.get("win_rate", results["judged_win_rate"]).items():
+        lines.append(f"{name}: preferred {row['mean']:.1%} [{row['low']:.1%}, {row['high']:.1%}]")
+    for name, row in results["reward_accuracy"].items():
+        by = ", ".join(
+            f"{level} {value:.2f}" for level, value in row["by_rating"].items() if value is not None
+        )
+        lines.append(f"{name} reward accuracy {row['overall']:.3f} ({by})")
+    if "unsafe_recall" in results:
+        lines.append(f"unsafe recall {results['unsafe_recall']['mean']:.3f}")
+    if gold := results.get("best_of_n", {}).get("gold"):
+        lines.append(f"best of {gold['n']}: gold {gold['best']:.3f}, median sample {gold['median']:.3f}")
+    for name, by_turn in results.get("gatt", {}).items():
+        lines.append(
+            f"instruction kept, {name}: "
+            + ", ".join(f"turn {t} {row['mean']:.0%}" for t, row in by_turn.items())
+        )
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""Run a whole recipe: a YAML list of stages with its stage configs beside it.
+
+`$RUN` in the recipe and in its configs stands for the run's folder, `$DATA` for a data folder that the user gives,
+`$CONFIGS` for the folder with the filled-in configs. Those are written to `<run>/configs`: the run keeps what made it,
+and every command can be typed again as it stands.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from pathlib import Path
+from string import Template
+
+import yaml
+
+from llama2_pl.rlhf.stages import Stage, run_stages
+
+KEYS = {"name", "about", "command", "inputs", "outputs", "share"}
+
+
+def configs_folder(name: str) -> Path:
+    """A folder of the packaged configs: from a checkout or from an installed wheel alike."""
+    root = Path(__file__).parents[1]
+    for folder in (root.parent / "configs" / name, root / "configs" / name):
+        if folder.is_dir():
+            return folder
+    raise ValueError(
+        f"no configs/{name} beside the package {root}; reinstall llama2-pl or give the recipe's path"
+    )
+
+
+def read_recipe(path: Path, variables: dict[str, str]) -> list[Stage]:
+    """The stages of a recipe file with its variables filled in."""
+    text = _fill(path, variables)
+    rows = (yaml.safe_load(text) or {}).get("stages")
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path}: no 'stages'; a recipe is a list of stages with {', '.join(sorted(KEYS))}")
+    return [_stage(path, number, row) for number, row in enumerate(rows, 1)]
+
+
+def _stage(path: Path, number: int, row: dict) -> Stage:
+    unknown, missing = set(row) - KEYS, {"name", "command", "outputs"} - set(row)
+    if unknown or missing:
+        what = f"unknown key {min(unknown)!r}" if unknown else f"missing key {min(missing)!r}"
+        raise ValueError(f"{path}: stage {number}: {what}; a stage has {', '.join(sorted(KEYS))}")
+    return Stage(
+        name=row["name"],
+        about=row.get("about", row["name"]),
+        command=tuple(shlex.split(row["command"])),
+        inputs=tuple(row.get("inputs", ())),
+        outputs=tuple(row["outputs"]),
+        share=float(row.get("share", 1.0)),
+    )
+
+
+def _fill(path: Path, variables: dict[str, str]) -> str:
+    try:
+        return Template(path.read_text(encoding="utf-8")).substitute(variables)
+    except KeyError as error:
+        raise ValueError(f"{path}: ${error.args[0]} is not set; it needs --{error.args[0].lower()}") from None
+
+
+def fill_configs(source: Path, target: Path, variables: dict[str, str]) -> None:
+    """Write each YAML of a recipe's folder with its variables filled in; unchanged files keep their time."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.glob("*.yaml")):
+        text, out = _fill(path, variables), target / path.name
+        if not out.exists() or out.read_text(encoding="utf-8") != text:
+            out.write_text(text, encoding="utf-8")
+
+
+def recipe(
+    recipe: str,
+    out: str,
+    data: str | None = None,
+    extra: list[str] | None = None,
+    until: str | None = None,
+    fresh: bool = False,
+) -> None:
+    """Run a recipe; finished stages are skipped, an interrupted one goes on.
+
+    Args:
+        recipe: a recipe YAML, or the name of a packaged one (demo, real).
+        out: the run's folder.
+        data: folder that $DATA stands for.
+        extra: options added to every `fit` and `predict` command, for example --trainer.max_steps=4.
+        until: name of the last stage to run.
+        fresh: remove the run's folder first.
+    """
+    from llama2_pl.cli import main  # the CLI registers this command: imported when it runs, not before
+
+    path = (
+        Path(recipe) if Path(recipe).suffix in {".yaml", ".yml"} else configs_folder(recipe) / "recipe.yaml"
+    )
+    if not path.exists():
+        raise ValueError(
+            f"{recipe}: no such recipe; give a YAML file or the name of a packaged recipe: demo, real"
+        )
+    run = Path(out)
+    if fresh and run.exists():
+        shutil.rmtree(run)
+    variables = {"RUN": str(run), "CONFIGS": str(run / "configs")} | ({"DATA": data} if data else {})
+    fill_configs(path.parent, run / "configs", variables)
+    stages = _with_extra(read_recipe(path, variables), extra or [])
+    if until is not None:
+        stages = stages[: _index(stages, until) + 1]
+    started = time.monotonic()
+    run_stages(run, stages, main)
+    print(f"all {len(stages)} stages stand in {run} ({(time.monotonic() - started) / 60:.1f} min this time)")
+
+
+def _with_extra(stages: list[Stage], extra: list[str]) -> list[Stage]:
+    return [
+        s._replace(command=(*s.command, *extra)) if s.command[0] in {"fit", "predict"} else s for s in stages
+    ]
+
+
+def _index(stages: list[Stage], name: str) -> int:
+    names = [stage.name for stage in stages]
+    if name not in names:
+        raise ValueError(f"--until {name}: no such stage; the recipe has {', '.join(names)}")
+    return names.index(name)
+
+
+def demo(
+    out: str = "runs/demo", extra: list[str] | None = None, until: str | None = None, fresh: bool = False
+) -> None:
+    """The whole recipe on the embedded data, about ten minutes on two cores; ends with <out>/report.html.
+
+    Args:
+        out: the run's folder; a second run goes on where the first stopped.
+        extra: options added to every `fit` and `predict` command.
+        until: name of the last stage to run.
+        fresh: start over.
+    """
+    recipe("demo", out, extra=extra, until=until, fresh=fresh)
+    print(f"report: {out}/report.html")
+    print(
+        f"talk to it: llama2-pl chat --checkpoint {out}/ppo/best.ckpt --tokenizer {out}/tokenizer/tokenizer.model"
+    )

@@ -1,0 +1,117 @@
+"""The report draws what a run's files hold, leaves out what they do not, and trusts no text."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from llama2_pl.report.build import build_report
+from llama2_pl.report.metrics import read_curve, smooth
+
+INTERVAL = {"mean": 0.6, "low": 0.5, "high": 0.7, "count": 100}
+
+
+def write_metrics(folder, version, rows):
+    path = folder / "metrics" / f"version_{version}" / "metrics.csv"
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(
+            file, fieldnames=["step", "train/loss", "train/tokens", "ppo/reward", "val/loss"]
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_results(run):
+    by_rating = {
+        "significantly better": 0.95,
+        "better": 0.8,
+        "slightly better": 0.7,
+        "negligibly better": 0.5,
+    }
+    calibration = [
+        {"predicted": 0.6, "observed": 0.55, "count": 40},
+        {"predicted": 0.9, "observed": 0.88, "count": 60},
+    ]
+    results = {
+        "about": "A run for a test.",
+        "parameters": 2_000_000,
+        "reward_accuracy": {
+            "helpfulness": {"overall": 0.77, "by_rating": by_rating, "pairs": 100, "calibration": calibration}
+        },
+        "unsafe_recall": INTERVAL,
+        "best_of_n": {
+            "by_temperature": {"1": {"n": [1, 2, 4], "max": [0.1, 0.5, 0.9], "median": [0.1, 0.1, 0.1]}}
+        },
+        "gold": {"sft": INTERVAL, "ppo": INTERVAL},
+        "win_rate": {"ppo vs sft": INTERVAL},
+        "gatt": {"without": {"1": INTERVAL, "4": INTERVAL}, "with": {"1": INTERVAL, "4": INTERVAL}},
+        "samples": [
+            {
+                "messages": [{"role": "user", "content": "hi <script>alert(1)</script>"}],
+                "answers": {"ppo": "<img src=x onerror=alert(1)>"},
+            }
+        ],
+    }
+    (run / "results.json").write_text(json.dumps(results))
+
+
+def page_of(run):
+    return Path(build_report(str(run))).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def run(tmp_path):
+    pytest.importorskip("matplotlib", reason="the report needs the extra llama2-pl[report]")
+    rows = [{"step": s, "train/loss": 5.0 - s / 10, "train/tokens": s * 100} for s in range(10)]
+    write_metrics(tmp_path / "pretrain", 0, rows)
+    write_metrics(tmp_path / "ppo", 0, [{"step": s, "ppo/reward": s / 10} for s in range(5)])
+    write_results(tmp_path)
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "pretrain.json").write_text(
+        json.dumps({"shell": "llama2-pl fit", "seconds": 90.0})
+    )
+    return tmp_path
+
+
+def test_every_figure_of_the_paper_is_drawn_from_the_runs_files(run):
+    text = page_of(run)
+    for part in (
+        "as Fig. 5",
+        "as Table 8",
+        "as Figs. 7 and 8",
+        "as Table 30",
+        "Win rates",
+        "Commands",
+        "1.5 min",
+    ):
+        assert part in text, part
+    assert text.count("<svg") == 7  # loss, calibration, reward against N, PPO reward, gold, wins, GAtt
+
+
+def test_text_of_a_model_or_user_cannot_become_markup(run):
+    text = page_of(run)
+    assert "<script" not in text and "<img" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_a_run_without_results_still_gets_a_page(tmp_path):
+    text = page_of(tmp_path)
+    assert "<svg" not in text and "</html>" in text
+
+
+def test_a_missing_run_is_an_error_with_the_way_out(tmp_path):
+    with pytest.raises(ValueError, match="no such run; give the folder"):
+        build_report(str(tmp_path / "nowhere"))
+
+
+def test_a_resumed_runs_metrics_win_where_steps_meet(tmp_path):
+    write_metrics(tmp_path, 0, [{"step": 0, "train/loss": 3.0}, {"step": 1, "train/loss": 9.0}])
+    write_metrics(tmp_path, 1, [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}])
+    assert read_curve(tmp_path, "train/loss") == ([0.0, 1.0, 2.0], [3.0, 2.0, 1.0])
+
+
+def test_smoothing_is_the_bias_corrected_moving_average():
+    # by hand: 0.5 * 2 / 0.5 = 2; (0.25 * 2 + 0.5 * 4) / 0.75 = 10 / 3
+    assert smooth([2.0, 4.0], 0.5) == pytest.approx([2.0, 10 / 3])
