@@ -1,0 +1,1 @@
+"""Pure functions on tensors: every loss and reward of the recipe, each with its equation."""

@@ -1,0 +1,120 @@
+"""Next-token loss and log-probabilities. V = 2 with logits (0, ln 3) gives p = (0.25, 0.75)."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from llama2_pl.objectives import language
+
+QUARTER, THREE_QUARTERS = -math.log(0.25), -math.log(0.75)  # 1.386294, 0.287682
+
+
+def logits(rows: int, length: int) -> torch.Tensor:
+    return torch.tensor([0.0, math.log(3.0)]).expand(rows, length, 2)
+
+
+def random_case(seed: int = 0, rows: int = 3, length: int = 7, dim: int = 8, vocab: int = 11):
+    torch.manual_seed(seed)
+    head = nn.Linear(dim, vocab, bias=False)
+    hidden = torch.randn(rows, length, dim, requires_grad=True)
+    tokens = torch.randint(vocab, (rows, length))
+    return hidden, head, tokens, torch.rand(rows, length) < 0.6
+
+
+def test_token_t_is_predicted_from_position_t_minus_1():
+    # token 1 (p 0.75) at position 1 and token 0 (p 0.25) at position 2; token 0 is never predicted.
+    tokens = torch.tensor([[0, 1, 0]])
+    total, count = language.next_token_loss(logits(1, 3), tokens, torch.ones(1, 3, dtype=torch.bool))
+    assert count.item() == 2
+    assert total.item() == pytest.approx(THREE_QUARTERS + QUARTER, abs=1e-6)
+    total, count = language.next_token_loss(logits(1, 3), tokens, torch.tensor([[True, False, True]]))
+    assert (count.item(), total.item()) == (1, pytest.approx(QUARTER, abs=1e-6))
+
+
+def test_the_shift_is_one_to_the_left_in_the_hidden_states():
+    # Only position 1's hidden state may influence the loss of the token at position 2.
+    hidden, head, tokens, _ = random_case(rows=1)
+    mask = torch.zeros(1, 7, dtype=torch.bool)
+    mask[0, 2] = True
+    language.next_token_loss_from_hidden(hidden, head, tokens, mask)[0].backward()
+    assert hidden.grad is not None
+    assert hidden.grad.abs().sum(-1)[0].nonzero().flatten().tolist() == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_counted_gives_zero_with_a_gradient_of_zero(dtype):
+    hidden, head, tokens, _ = random_case()
+    nothing = torch.zeros_like(tokens, dtype=torch.bool)
+    total, count = language.next_token_loss_from_hidden(hidden.to(dtype), head.to(dtype), tokens, nothing)
+    total.backward()
+    assert (total.item(), count.item()) == (0.0, 0)
+    assert total.dtype == torch.float32
+    assert head.weight.grad is not None and head.weight.grad.abs().sum() == 0
+    plain, count = language.next_token_loss(head(hidden.to(dtype)), tokens, nothing)
+    assert (plain.item(), count.item()) == (0.0, 0)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_chunks_change_neither_the_loss_nor_its_gradients(chunk):
+    hidden, head, tokens, mask = random_case()
+    expected, count = language.next_token_loss(head(hidden), tokens, mask)
+    grads = torch.autograd.grad(expected, [hidden, head.weight])
+    total, same_count = language.next_token_loss_from_hidden(hidden, head, tokens, mask, chunk)
+    torch.testing.assert_close(total, expected)
+    assert same_count == count
+    for got, want in zip(torch.autograd.grad(total, [hidden, head.weight]), grads, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_no_more_than_a_chunk_of_positions_passes_the_head_at_once():
+    hidden, head, tokens, mask = random_case(rows=5, length=20)
+    seen: list[int] = []
+    head.register_forward_hook(lambda module, args, out: seen.append(out.shape[0]))
+    _, count = language.next_token_loss_from_hidden(hidden, head, tokens, mask, chunk=8)
+    assert max(seen) <= 8 and sum(seen) == count
+
+
+def test_the_loss_equals_torch_cross_entropy():
+    hidden, head, tokens, mask = random_case()
+    scores = head(hidden)
+    ignored = tokens.masked_fill(~mask, -100)
+    want = nn.functional.cross_entropy(scores[:, :-1].transpose(1, 2), ignored[:, 1:], reduction="sum")
+    torch.testing.assert_close(language.next_token_loss(scores, tokens, mask)[0], want)
+
+
+def test_bfloat16_logits_are_summed_in_float32():
+    # 1000 equal losses of ln 2: bfloat16 sums stop growing at 256 * 0.69.
+    tokens = torch.zeros(1, 1001, dtype=torch.int64)
+    total, _ = language.next_token_loss(
+        torch.zeros(1, 1001, 2, dtype=torch.bfloat16), tokens, torch.ones_like(tokens, dtype=torch.bool)
+    )
+    assert total.item() == pytest.approx(1000 * math.log(2), rel=1e-5)
+
+
+def test_logprobs_stand_at_their_own_token():
+    got = language.token_logprobs(logits(1, 3), torch.tensor([[0, 1, 0]]))
+    torch.testing.assert_close(got, torch.tensor([[0.0, -THREE_QUARTERS, -QUARTER]]))
+
+
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_logprobs_from_hidden_states_are_those_of_the_logits_where_counted(chunk):
+    hidden, head, tokens, mask = random_case()
+    mask[:, 0] = False
+    logprobs, entropy = language.token_logprobs_from_hidden(hidden, head, tokens, mask, chunk=chunk)
+    torch.testing.assert_close(logprobs, language.token_logprobs(head(hidden), tokens) * mask)
+    distribution = torch.distributions.Categorical(logits=head(hidden)[:, :-1])
+    want = torch.nn.functional.pad(distribution.entropy(), (1, 0)) * mask
+    torch.testing.assert_close(entropy, want.detach())
+    assert logprobs.requires_grad and not entropy.requires_grad
+
+
+def test_temperature_divides_the_logits():
+    # logits (0, ln 3) at temperature 0.5 are (0, ln 9): p = (0.1, 0.9).
+    hidden, tokens = logits(1, 2), torch.tensor([[0, 1]])
+    mask = torch.tensor([[False, True]])
+    got, entropy = language.token_logprobs_from_hidden(hidden, nn.Identity(), tokens, mask, temperature=0.5)
+    assert got[0, 1].item() == pytest.approx(math.log(0.9), abs=1e-6)
+    # -(0.9 ln 0.9 + 0.1 ln 0.1) = 0.0948245 + 0.2302585
+    assert entropy[0, 1].item() == pytest.approx(0.325083, abs=1e-5)
