@@ -1,0 +1,1 @@
+"""Functions (model, rows) to numbers; results are plain dictionaries that go into JSON."""

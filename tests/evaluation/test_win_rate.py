@@ -1,0 +1,56 @@
+"""Win rates by hand, and a judge whose liking for the first place cancels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llama2_pl.evaluation.win_rate import judged_win_rate, win_rate
+
+
+def test_wins_ties_and_losses_are_counted_by_hand():
+    result = win_rate([3.0, 1.0, 2.0, 5.0], [1.0, 1.0, 4.0, 4.5])
+    assert (result["wins"], result["ties"], result["losses"]) == (2, 1, 1)
+    assert result["mean"] == pytest.approx(0.625)
+
+
+def test_margin_turns_small_differences_into_ties():
+    assert win_rate([1.4, 2.0], [1.0, 0.0], tie_margin=0.5)["ties"] == 1
+
+
+def test_bootstrap_and_wilson_agree_on_many_decided_prompts():
+    a = torch.cat([torch.ones(700), torch.zeros(300)])
+    result = win_rate(a, 1 - a)
+    # Wilson by hand: z = 1.96, centre (0.7 + 1.9208 / 1000) / 1.0038416, half width 0.02836
+    assert result["wilson_low"] == pytest.approx(0.6709, abs=5e-4)
+    assert result["wilson_high"] == pytest.approx(0.7276, abs=5e-4)
+    assert result["low"] == pytest.approx(result["wilson_low"], abs=0.004)
+    assert result["high"] == pytest.approx(result["wilson_high"], abs=0.004)
+
+
+def test_judge_that_always_takes_the_first_gives_neither_side_the_win():
+    n = 400
+    result = judged_win_rate(["p"] * n, ["a"] * n, ["b"] * n, lambda prompt, first, second: "first")
+    assert 0.45 < result["mean"] < 0.55
+
+
+def test_judge_that_reads_gives_the_win_to_the_better_answer_in_either_place():
+    shown = set()
+
+    def judge(prompt, first, second):
+        shown.add((first, second))
+        return "first" if len(first) > len(second) else "second"
+
+    result = judged_win_rate(["p"] * 50, ["longer"] * 50, ["short"] * 50, judge)
+    assert result["wins"] == 50
+    assert shown == {("longer", "short"), ("short", "longer")}
+
+
+def test_unknown_verdict_is_refused():
+    with pytest.raises(ValueError, match="the judge said 'A'"):
+        judged_win_rate(["p"], ["a"], ["b"], lambda *_: "A")  # pyright: ignore[reportArgumentType]
+
+
+def test_lists_of_different_length_are_refused():
+    with pytest.raises(ValueError, match="A has 2 scores and B 1"):
+        win_rate([1.0, 2.0], [1.0])
