@@ -1,0 +1,164 @@
+"""RMSNorm, RoPE, grouped-query attention and SwiGLU: the parts of a block (Llama 2 §2.2).
+
+Shapes: B batch, T time, D model, H query heads, G kv heads, K head dim, F hidden, S cache slots.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llama2_pl.model.cache import KVCache
+from llama2_pl.model.config import ModelConfig
+
+INIT_STD = 0.02
+
+
+class Rotation(NamedTuple):
+    """cos and sin of each position's angles, (B or 1, 1, T, K) float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in fp32, cast back, then times the gain: the order of Meta's code."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight.to(x.dtype)
+
+
+class RoPE(nn.Module):
+    """Rotary positions in the half-split layout: pair i is (i, i + K/2), angle position * theta ** (-2 i / K).
+
+    The table is not part of a checkpoint and stays fp32: in bf16 neighbouring positions above 256 fall together.
+    """
+
+    angles: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("angles", torch.empty(0), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        half = self.config.head_dim // 2
+        device = self.angles.device
+        frequency = self.config.rope_theta ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
+        position = torch.arange(self.config.max_seq_len, dtype=torch.float64, device=device)
+        # (S, K): both halves hold the same angles.
+        self.angles = torch.outer(position, frequency).float().repeat(1, 2)
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[override]
+        # .to(bfloat16) moves the table but must not round it; a table on the meta device is made anew.
+        super()._apply(fn, recurse)
+        if self.angles.dtype != torch.float32:
+            self.reset_parameters()
+        return self
+
+    def forward(self, positions: Tensor) -> Rotation:
+        """(B or 1, T) -> rotation of those positions."""
+        angles = self.angles[positions].unsqueeze(1)
+        return Rotation(angles.cos(), angles.sin())
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn each pair of x (B, heads, T, K) by its position's angle, in fp32, and cast back."""
+    wide = x.float()
+    first, second = wide.chunk(2, -1)
+    turned = wide * rotation.cos + torch.cat((-second, first), -1) * rotation.sin
+    return turned.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; query head h reads kv head h // (H / G)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        queries, keys = config.n_heads * config.head_dim, config.kv_heads * config.head_dim
+        self.wq = nn.Linear(config.dim, queries, bias=False)
+        self.wk = nn.Linear(config.dim, keys, bias=False)
+        self.wv = nn.Linear(config.dim, keys, bias=False)
+        self.wo = nn.Linear(queries, config.dim, bias=False)
+
+    def forward(
+        self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D); mask (B, 1, T, S) True where attended, None: plain causal."""
+        queries = rotate(self._heads(self.wq(x)), rotation)
+        keys, values = rotate(self._heads(self.wk(x)), rotation), self._heads(self.wv(x))
+        if cache is not None:
+            keys, values = cache.write(layer, keys, values)
+            keys, values = keys.to(queries.dtype), values.to(queries.dtype)
+        attended = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None and queries.shape[2] > 1,
+            enable_gqa=keys.shape[1] != queries.shape[1],
+        )
+        return self.wo(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, T, heads * K) -> (B, heads, T, K); the number of heads is read off, for tensor parallel has fewer."""
+        return x.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.ffn_hidden, bias=False)
+        self.w2 = nn.Linear(config.ffn_hidden, config.dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.ffn_hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    """h = x + attention(norm(x)); out = h + feed_forward(norm(h))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        h = x + self.attention(self.attention_norm(x), rotation, mask, cache, layer)
+        return h + self.feed_forward(self.ffn_norm(h))
+
+
+def init_weights(module: nn.Module, n_layers: int) -> None:
+    """normal(0, 0.02), the outputs into the residual stream (wo, w2) smaller by sqrt(2 * layers).
+
+    Our choice: the paper does not disclose its initialisation; this keeps the residual stream's variance at depth.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.dim() < 2:
+            continue
+        residual = name.endswith(("wo.weight", "w2.weight"))
+        nn.init.normal_(parameter, 0.0, INIT_STD / math.sqrt(2 * n_layers) if residual else INIT_STD)

@@ -1,0 +1,95 @@
+"""The one backbone: tokens in, hidden states out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llama2_pl.model.cache import KVCache
+from llama2_pl.model.config import ModelConfig
+from llama2_pl.model.layers import Block, RMSNorm, RoPE, init_weights
+
+
+class Transformer(nn.Module):
+    """Embedding, blocks and final norm of Llama 2 (§2.2); heads and losses live elsewhere."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.rope = RoPE(config)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        init_weights(self, self.config.n_layers)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """(B, T) -> (B, T, D), after the final norm.
+
+        Args:
+            tokens: ids (B, T).
+            positions: (B, T); by default they count from the cache's length, from each document's start, or over the
+                keys that count.
+            document_ids: (B, T); attention stays inside a document.
+            key_mask: (B, S) bool, S the filled cache with these tokens: False keys, such as left padding, are not read.
+            cache: keys and values of earlier tokens; these are added behind them.
+        """
+        past = cache.length if cache is not None else 0
+        if positions is None:
+            positions = default_positions(tokens, document_ids, key_mask, past)
+        mask = attention_mask(tokens, document_ids, key_mask, past)
+        rotation = self.rope(positions)
+        hidden = self.embedding(tokens)
+        for number, layer in enumerate(self.layers):
+            hidden = layer(hidden, rotation, mask, cache, number)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return self.norm(hidden)
+
+
+def default_positions(
+    tokens: Tensor, document_ids: Tensor | None, key_mask: Tensor | None, past: int
+) -> Tensor:
+    """Positions (B or 1, T) where the caller gave none."""
+    steps = tokens.shape[1]
+    if document_ids is not None:
+        return positions_in_documents(document_ids)
+    if key_mask is not None:
+        return (key_mask.long().cumsum(1) - 1).clamp_(min=0)[:, past : past + steps]
+    return torch.arange(past, past + steps, device=tokens.device).unsqueeze(0)
+
+
+def positions_in_documents(document_ids: Tensor) -> Tensor:
+    """(B, T) -> (B, T): each token's distance from the start of its document."""
+    place = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    starts = torch.ones_like(document_ids, dtype=torch.bool)
+    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return place - torch.where(starts, place, 0).cummax(1).values
+
+
+def attention_mask(
+    tokens: Tensor, document_ids: Tensor | None, key_mask: Tensor | None, past: int
+) -> Tensor | None:
+    """(B or 1, 1, T, S) True where a query may read a key; None where plain causal attention is meant."""
+    steps = tokens.shape[1]
+    if document_ids is None and key_mask is None and (past == 0 or steps == 1):
+        return None
+    keys = torch.arange(past + steps, device=tokens.device)
+    queries = keys[past:]
+    mask = (keys <= queries.unsqueeze(1)).unsqueeze(0)
+    if document_ids is not None:
+        mask = mask & (document_ids.unsqueeze(2) == document_ids.unsqueeze(1))
+    if key_mask is not None:
+        # A padded query reads itself: a row of the softmax with nothing in it would be NaN.
+        mask = mask & (key_mask[:, None, : past + steps] | (keys == queries.unsqueeze(1)))
+    return mask.unsqueeze(1)
