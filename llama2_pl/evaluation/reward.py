@@ -1,0 +1,237 @@
+"""How good a reward model is (Llama 2 §3.2.2): accuracy by rating and source, calibration, unsafe recall."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchmetrics import Metric
+
+from llama2_pl.data.batches import PreferenceBatch
+from llama2_pl.model.heads import ScalarModel
+
+RATINGS = ("significantly better", "better", "slightly better", "negligibly better")
+
+
+class Accuracy(TypedDict):
+    """Share of pairs whose chosen answer scores higher; a tie counts half. None where a rating has no pairs."""
+
+    overall: float | None
+    pairs: int
+    ties: int
+    by_rating: dict[str, float | None]
+    pairs_by_rating: dict[str, int]
+
+
+class CalibrationBin(TypedDict):
+    """Pairs that the model is about equally sure of: how sure on average, and how often right."""
+
+    predicted: float
+    observed: float
+    count: int
+
+
+class UnsafeDetection(TypedDict):
+    """Answers called unsafe, sigmoid(score) < threshold, against their labels. None where the divisor is 0."""
+
+    threshold: float
+    recall: float | None
+    precision: float | None
+    unsafe: int
+    flagged: int
+    count: int
+
+
+class ScoredPairs(NamedTuple):
+    """Scores of the chosen and of the rejected answers with what is known about the pairs, each (N,)."""
+
+    chosen: Tensor
+    rejected: Tensor
+    rating: Tensor
+    source: Tensor
+    chosen_safe: Tensor
+    rejected_safe: Tensor
+
+
+@torch.no_grad()
+def score_responses(model: ScalarModel, rows: Sequence[Sequence[int]], *, max_batch: int = 64) -> Tensor:
+    """Dialogues as ids -> (R,) float32 scores, read at each row's last token; rows of like length go together."""
+    if any(len(row) == 0 for row in rows):
+        raise ValueError("cannot score an empty row; give the ids of prompt and response")
+    device, was_training = next(model.parameters()).device, model.training
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    scores = torch.zeros(len(rows))
+    model.eval()
+    try:
+        for start in range(0, len(order), max_batch):
+            index = order[start : start + max_batch]
+            tokens = pad_sequence([torch.tensor(rows[i]) for i in index], batch_first=True).to(device)
+            lengths = torch.tensor([len(rows[i]) for i in index], device=device)
+            scores[index] = model.score(tokens, lengths).float().cpu()
+    finally:
+        model.train(was_training)
+    return scores
+
+
+def score_pairs(
+    model: ScalarModel, batches: Iterable[PreferenceBatch], *, max_batch: int = 64
+) -> ScoredPairs:
+    """Score every pair of a preference data set's batches."""
+    parts = []
+    for batch in batches:
+        rows = [
+            row[:length] for row, length in zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True)
+        ]
+        chosen, rejected = score_responses(model, rows, max_batch=max_batch).chunk(2)
+        chosen_safe, rejected_safe = batch.is_safe.cpu().chunk(2)
+        parts.append(
+            ScoredPairs(chosen, rejected, batch.rating.cpu(), batch.source.cpu(), chosen_safe, rejected_safe)
+        )
+    if not parts:
+        raise ValueError("no preference batches to score; is the data set empty?")
+    return ScoredPairs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def is_right(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """(N,), (N,) -> (N,): 1 where the chosen answer scores higher, 0.5 for a tie, 0 otherwise.
+
+    Our choice: a model that scores all alike is at chance, as it should be, not at 0.
+    """
+    return torch.where(chosen == rejected, 0.5, (chosen > rejected).double())
+
+
+def accuracy_by_rating(chosen: Tensor, rejected: Tensor, rating: Tensor) -> Accuracy:
+    """Scores (N,), (N,) and ratings (N,) in 0..3 -> accuracy by rating.
+
+    Llama 2 §3.2.2, table 8.
+    """
+    right, rating = is_right(chosen, rejected), rating.cpu()
+    by_rating = {name: right[rating == level] for level, name in enumerate(RATINGS)}
+    return Accuracy(
+        overall=_mean(right),
+        pairs=len(right),
+        ties=int((chosen == rejected).sum()),
+        by_rating={name: _mean(rows) for name, rows in by_rating.items()},
+        pairs_by_rating={name: len(rows) for name, rows in by_rating.items()},
+    )
+
+
+def accuracy_by_source(
+    chosen: Tensor, rejected: Tensor, rating: Tensor, source: Tensor, names: Sequence[str]
+) -> dict[str, Accuracy]:
+    """The same for each source of pairs, named by `names[source]`; sources without pairs are left out.
+
+    Llama 2 §3.2.2, table 7. The mean over pairs stands in each entry; the mean over sources is the reader's to take.
+    """
+    unnamed = source[(source < 0) | (source >= len(names))]
+    if len(unnamed):
+        raise ValueError(
+            f"source {int(unnamed[0])} has no name; {len(names)} names were given: {list(names)}"
+        )
+    parts = {name: source == number for number, name in enumerate(names)}
+    return {
+        name: accuracy_by_rating(chosen[mask], rejected[mask], rating[mask])
+        for name, mask in parts.items()
+        if mask.any()
+    }
+
+
+def calibration_curve(chosen: Tensor, rejected: Tensor, *, bins: int = 10) -> list[CalibrationBin]:
+    """Confidence sigmoid(|r_c - r_r|) of the preferred answer against how often that answer was the chosen one.
+
+    The ranking loss (Llama 2 §3.2.2, eq. 1) reads sigmoid(r_c - r_r) as a probability; folding it at one half (our
+    choice) makes the curve independent of which answer is called chosen. Bins of equal width in [0.5, 1]; empty
+    ones are left out.
+    """
+    difference = (chosen - rejected).double()
+    confidence, right = difference.abs().sigmoid(), is_right(chosen, rejected)
+    place = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    return [
+        CalibrationBin(
+            predicted=confidence[place == number].mean().item(),
+            observed=right[place == number].mean().item(),
+            count=int((place == number).sum()),
+        )
+        for number in range(bins)
+        if (place == number).any()
+    ]
+
+
+def expected_calibration_error(curve: Sequence[CalibrationBin]) -> float:
+    """Mean distance of the curve from the diagonal, weighted by pairs."""
+    total = sum(row["count"] for row in curve)
+    return sum(row["count"] * abs(row["predicted"] - row["observed"]) for row in curve) / total
+
+
+def mean_score_by_level(scores: Tensor, levels: Tensor) -> dict[str, float]:
+    """Scores (N,) and quality levels (N,) given by people or a gold judge -> mean score of each level.
+
+    Llama 2 §3.4.1, fig. 29: it should rise with the level.
+    """
+    return {
+        f"{level:g}": scores[levels == level].double().mean().item() for level in levels.unique().tolist()
+    }
+
+
+def score_histogram(scores: Tensor, *, bins: int = 40) -> dict[str, list[float]]:
+    """Scores (N,) -> `edges` (bins + 1) and `share` of the scores in each bin.
+
+    Llama 2 A.3.3, fig. 27: a margin in the loss pulls the scores into two peaks, which PPO may feel.
+    """
+    low, high = scores.min().item(), scores.max().item()
+    high = high if high > low else low + 1.0
+    counts = torch.histc(scores.double(), bins=bins, min=low, max=high)
+    return {"edges": torch.linspace(low, high, bins + 1).tolist(), "share": (counts / counts.sum()).tolist()}
+
+
+def unsafe_detection(scores: Tensor, is_safe: Tensor, *, threshold: float = 0.5) -> UnsafeDetection:
+    """Scores (M,) before the sigmoid and labels (M,), 1 safe, 0 unsafe, nan unknown -> recall and precision of unsafe.
+
+    Llama 2 table 29 uses the score 0.5 (recall), §3.2.3 the score 0.15 (precision 0.89, recall 0.55).
+    """
+    known = ~is_safe.isnan()
+    flagged, unsafe = scores[known].double().sigmoid() < threshold, is_safe[known] == 0
+    hits = int((flagged & unsafe).sum())
+    n_unsafe, n_flagged = int(unsafe.sum()), int(flagged.sum())
+    return UnsafeDetection(
+        threshold=threshold,
+        recall=hits / n_unsafe if n_unsafe else None,
+        precision=hits / n_flagged if n_flagged else None,
+        unsafe=n_unsafe,
+        flagged=n_flagged,
+        count=int(known.sum()),
+    )
+
+
+class AccuracyByRating(Metric):
+    """Accuracy by rating, summed over batches and processes.
+
+    `update(chosen (N,), rejected (N,), rating (N,))`; `compute()` gives one value per rating of RATINGS and `overall`,
+    each a tensor, nan for a rating without pairs. Llama 2 §3.2.2, table 8; ties count half.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    right: Tensor
+    pairs: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("right", torch.zeros(len(RATINGS), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("pairs", torch.zeros(len(RATINGS), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, chosen: Tensor, rejected: Tensor, rating: Tensor) -> None:
+        right = is_right(chosen, rejected)
+        self.right.index_add_(0, rating.long(), right)
+        self.pairs.index_add_(0, rating.long(), torch.ones_like(right))
+
+    def compute(self) -> dict[str, Tensor]:
+        named = dict(zip(RATINGS, self.right / self.pairs, strict=True))
+        return {**named, "overall": self.right.sum() / self.pairs.sum()}
+
+
+def _mean(values: Tensor) -> float | None:
+    return values.mean().item() if len(values) else None

@@ -1,0 +1,86 @@
+"""Persistence of an instruction, with a model whose answers are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llama2_pl.evaluation import gatt
+from llama2_pl.text.chat import Dialog
+from llama2_pl.text.tokenizer import Tokenizer, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    return train_tokenizer(
+        ["the cat sat on the mat\nand the dog ran\n" * 20], folder, vocab_size=290, num_threads=1
+    )
+
+
+def forgetful(seen: list[list[Dialog]]):
+    """Answers in capitals on the first turn, and again later only where the instruction says "always"."""
+
+    def answer(model, tokenizer, dialogs, **options):
+        seen.append(list(dialogs))
+        return [
+            "YES [INST]" if len(d.messages) == 2 or "always" in d.messages[0].content else "no"
+            for d in dialogs
+        ]
+
+    return answer
+
+
+CASES = [
+    gatt.Case("Speak in capitals.", ("a", "b", "c", "d"), str.isupper, "capitals"),
+    gatt.Case("always speak in capitals.", ("a", "b", "c", "d"), str.isupper, "capitals"),
+    gatt.Case("Say no.", ("a", "b", "c", "d"), lambda text: text == "no", "word"),
+]
+
+
+def test_shares_by_turn_are_counted_with_the_models_own_answers_in_context(monkeypatch, tokenizer):
+    seen: list[list[Dialog]] = []
+    monkeypatch.setattr(gatt, "answer", forgetful(seen))
+    result = gatt.persistence(None, tokenizer, CASES, turns=(1, 2, 4))  # pyright: ignore[reportArgumentType]
+    assert {turn: row["mean"] for turn, row in result.by_turn.items()} == {
+        "1": pytest.approx(2 / 3),
+        "2": pytest.approx(2 / 3),
+        "4": pytest.approx(2 / 3),
+    }
+    assert {turn: row["mean"] for turn, row in result.by_name["capitals"].items()} == {
+        "1": 1.0,
+        "2": 0.5,
+        "4": 0.5,
+    }
+    assert result.by_name["capitals"]["2"]["count"] == 2
+    assert result.by_name["word"]["4"]["mean"] == 1.0
+    json.dumps([result.by_turn, result.by_name])
+    # turn 3 of the first case: instruction once, then its own answers, the first without its control tag
+    assert [tuple(message) for message in seen[2][0].messages] == [
+        ("system", "Speak in capitals."),
+        ("user", "a"),
+        ("assistant", "YES"),
+        ("user", "b"),
+        ("assistant", "no"),
+        ("user", "c"),
+    ]
+
+
+def test_a_case_with_too_few_turns_is_refused(tokenizer):
+    case = gatt.Case("Be brief.", ("a", "b"), bool, "length")
+    with pytest.raises(ValueError, match="has 2 user turns; turn 4 was asked for"):
+        gatt.persistence(None, tokenizer, [case])  # pyright: ignore[reportArgumentType]
+
+
+def test_a_real_model_is_asked_turn_after_turn(tokenizer):
+    from llama2_pl.model.config import ModelConfig
+    from llama2_pl.model.heads import LanguageModel
+
+    config = ModelConfig(
+        dim=32, n_layers=1, n_heads=2, vocab_size=tokenizer.vocab_size, multiple_of=16, max_seq_len=256
+    )
+    result = gatt.persistence(LanguageModel(config), tokenizer, CASES, turns=(1, 2), max_new_tokens=4)
+    assert result.by_turn["2"]["count"] == 3
+    assert len(result.dialogs[0].messages) == 5

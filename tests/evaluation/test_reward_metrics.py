@@ -1,0 +1,161 @@
+"""Reward model figures by hand, and scoring against one row at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from llama2_pl.data.batches import PreferenceBatch
+from llama2_pl.evaluation import reward
+from llama2_pl.model.config import ModelConfig
+from llama2_pl.model.heads import ScalarModel
+
+CHOSEN = torch.tensor([2.0, 0.0, 1.0, 5.0, 1.0])
+REJECTED = torch.tensor([1.0, 1.0, 1.0, 4.0, 3.0])
+RATING = torch.tensor([0, 0, 1, 1, 3])
+
+
+@pytest.fixture(scope="module")
+def model() -> ScalarModel:
+    torch.manual_seed(0)
+    network = ScalarModel(
+        ModelConfig(dim=32, n_layers=1, n_heads=2, vocab_size=50, multiple_of=16, max_seq_len=64)
+    )
+    with torch.no_grad():
+        network.head.weight.normal_()
+    return network.eval()
+
+
+def test_accuracy_by_rating_by_hand_with_a_tie_counted_half():
+    result = reward.accuracy_by_rating(CHOSEN, REJECTED, RATING)
+    assert result["by_rating"] == {
+        "significantly better": 0.5,
+        "better": 0.75,
+        "slightly better": None,
+        "negligibly better": 0.0,
+    }
+    assert (result["overall"], result["pairs"], result["ties"]) == (0.5, 5, 1)
+    assert list(result["pairs_by_rating"].values()) == [2, 2, 0, 1]
+
+
+def test_accuracy_by_source_splits_the_pairs_and_leaves_out_empty_sources():
+    source = torch.tensor([0, 0, 0, 2, 2])
+    result = reward.accuracy_by_source(CHOSEN, REJECTED, RATING, source, ["web", "unused", "forum"])
+    assert list(result) == ["web", "forum"]
+    assert result["web"]["overall"] == 0.5 and result["forum"]["overall"] == 0.5
+    assert result["web"]["pairs"] == 3
+    with pytest.raises(ValueError, match="source 2 has no name"):
+        reward.accuracy_by_source(CHOSEN, REJECTED, RATING, source, ["web"])
+
+
+def test_metric_equals_the_function_over_several_batches():
+    metric = reward.AccuracyByRating()
+    metric.update(CHOSEN[:2], REJECTED[:2], RATING[:2])
+    metric.update(CHOSEN[2:], REJECTED[2:], RATING[2:])
+    whole, computed = reward.accuracy_by_rating(CHOSEN, REJECTED, RATING), metric.compute()
+    assert computed["overall"].item() == whole["overall"]
+    for name, value in whole["by_rating"].items():
+        assert math.isnan(computed[name].item()) if value is None else computed[name].item() == value
+    metric.reset()
+    assert metric.pairs.sum() == 0
+
+
+def test_calibration_of_a_model_that_says_what_is_true_lies_on_the_diagonal():
+    generator = torch.Generator().manual_seed(0)
+    difference = 2 * torch.randn(40_000, generator=generator)
+    truth = (
+        torch.rand(40_000, generator=generator) < difference.sigmoid()
+    )  # "first is better" with that probability
+    chosen, rejected = torch.where(truth, difference, 0.0), torch.where(truth, 0.0, difference)
+    curve = reward.calibration_curve(chosen, rejected)
+    assert len(curve) == 10 and sum(row["count"] for row in curve) == 40_000
+    for row in curve:
+        assert row["observed"] == pytest.approx(row["predicted"], abs=0.03)
+    assert reward.expected_calibration_error(curve) < 0.01
+    overconfident = reward.calibration_curve(4 * chosen, 4 * rejected)
+    assert reward.expected_calibration_error(overconfident) > 0.1
+
+
+def test_calibration_bins_by_hand():
+    curve = reward.calibration_curve(torch.tensor([0.0, 3.0, -3.0]), torch.zeros(3), bins=2)
+    assert [row["count"] for row in curve] == [1, 2]
+    assert curve[0]["predicted"] == 0.5 and curve[0]["observed"] == 0.5
+    assert curve[1]["predicted"] == pytest.approx(1 / (1 + math.exp(-3))) and curve[1]["observed"] == 0.5
+
+
+def test_unsafe_recall_and_precision_by_hand_leave_unknown_labels_out():
+    scores = torch.tensor([-3.0, -1.0, 1.0, -2.0, 2.0, -9.0])  # sigmoid .05 .27 .73 .12 .88 .00
+    is_safe = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, float("nan")])
+    half = reward.unsafe_detection(scores, is_safe)
+    assert half == {
+        "threshold": 0.5,
+        "recall": pytest.approx(2 / 3),
+        "precision": pytest.approx(2 / 3),
+        "unsafe": 3,
+        "flagged": 3,
+        "count": 5,
+    }
+    strict = reward.unsafe_detection(scores, is_safe, threshold=0.15)
+    assert strict["recall"] == pytest.approx(1 / 3) and strict["precision"] == 0.5
+    assert reward.unsafe_detection(scores, torch.ones(6))["recall"] is None
+
+
+def test_mean_score_by_level_by_hand():
+    assert reward.mean_score_by_level(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([1, 1, 7])) == {
+        "1": 2.0,
+        "7": 5.0,
+    }
+
+
+def test_histogram_holds_every_score_once():
+    histogram = reward.score_histogram(torch.tensor([0.0, 0.1, 1.0, 4.0]), bins=4)
+    assert histogram["edges"] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert histogram["share"] == [0.5, 0.25, 0.0, 0.25]
+    assert sum(reward.score_histogram(torch.ones(3))["share"]) == 1.0
+
+
+def test_scores_in_batches_equal_scores_one_by_one_and_mode_is_kept(model):
+    rows = [[1, 5, 6], [1], [1, 9, 9, 9, 9, 2], [1, 3]]
+    model.train()
+    scores = reward.score_responses(model, rows, max_batch=3)
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        expected = [model(torch.tensor([row]))[0, -1].item() for row in rows]
+    assert scores.tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_pairs_are_scored_from_chosen_and_rejected_rows(model):
+    batch = PreferenceBatch(
+        tokens=torch.tensor([[1, 4, 2, 0], [1, 5, 6, 2], [1, 2, 0, 0], [1, 9, 2, 0]]),
+        lengths=torch.tensor([3, 4, 2, 3]),
+        rating=torch.tensor([0, 3]),
+        is_safe=torch.tensor([1.0, 1.0, 0.0, float("nan")]),
+        source=torch.tensor([0, 1]),
+    )
+    pairs = reward.score_pairs(model, [batch, batch])
+    expected = reward.score_responses(model, [[1, 4, 2], [1, 5, 6, 2], [1, 2], [1, 9, 2]])
+    assert torch.allclose(pairs.chosen, expected[:2].repeat(2))
+    assert torch.allclose(pairs.rejected, expected[2:].repeat(2))
+    assert pairs.chosen_safe.tolist() == [1, 1, 1, 1] and pairs.rejected_safe[0] == 0
+    assert pairs.source.tolist() == [0, 1, 0, 1]
+
+
+def test_results_go_into_json():
+    json.dumps(
+        [
+            reward.accuracy_by_rating(CHOSEN, REJECTED, RATING),
+            reward.calibration_curve(CHOSEN, REJECTED),
+            reward.score_histogram(CHOSEN),
+            reward.unsafe_detection(CHOSEN, torch.ones(5)),
+            reward.mean_score_by_level(CHOSEN, RATING),
+        ]
+    )
+
+
+def test_an_empty_row_is_refused(model):
+    with pytest.raises(ValueError, match="empty row"):
+        reward.score_responses(model, [[1], []])
