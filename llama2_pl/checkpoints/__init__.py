@@ -1,0 +1,1 @@
+"""Weights in and out: Meta, Hugging Face and our own checkpoints, by one key table."""
