@@ -19,7 +19,8 @@ def main() -> int:
     except (ValueError, FileNotFoundError, ImportError) as error:
         from llama2_pl.commands.parsing import debugging
 
-        if debugging():
+        # an ImportError is advice only where it names the extra to install
+        if debugging() or (isinstance(error, ImportError) and "llama2-pl[" not in str(error)):
             raise
         print(f"llama2-pl: error: {error}\n(LLAMA2_PL_DEBUG=1 shows where it comes from)", file=sys.stderr)
         return ERROR

@@ -77,3 +77,10 @@ def advice(message: str, options: list[str]) -> str:
         close = difflib.get_close_matches(unknown[1], options, n=1)
         return f"; did you mean {close[0]}?" if close else ""
     return ""
+
+
+def root_of(error: BaseException) -> BaseException:
+    """The error of a constructor that jsonargparse wraps once for every type of a union that it tried."""
+    while str(error).startswith("Does not validate against any of the Union subtypes") and error.__cause__:
+        error = error.__cause__
+    return error

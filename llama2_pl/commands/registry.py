@@ -25,8 +25,8 @@ class Tool(NamedTuple):
 TOOLS: dict[str, Tool] = {
     "demo": Tool("llama2_pl.rlhf.recipe:demo", "the whole recipe on the embedded data, with its report"),
     "recipe": Tool("llama2_pl.rlhf.recipe:recipe", "run a recipe file; finished stages are skipped"),
-    "tokenizer train": Tool("llama2_pl.commands.tokenizer:train", "train a SentencePiece BPE tokenizer"),
-    "preview": Tool("llama2_pl.text.preview:preview", "a dialogue's tokens with the loss mask coloured"),
+    "tokenizer train": Tool("llama2_pl.commands.text:train_tokenizer", "train a SentencePiece BPE tokenizer"),
+    "preview": Tool("llama2_pl.commands.text:preview", "a dialogue's tokens with the loss mask coloured"),
     "data default": Tool("llama2_pl.data.default:write_default_data", "write the embedded default data set"),
     "collect": Tool(
         "llama2_pl.rlhf.collect:collect_preferences", "sample two variants, rate them with the oracle"

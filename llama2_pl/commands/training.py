@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 # imported so that short class names (`--model RewardModule`) are known
 import llama2_pl.data
 import llama2_pl.modules  # noqa: F401
-from llama2_pl.commands.parsing import ShortErrors, restrict_imports
+from llama2_pl.commands.parsing import ShortErrors, restrict_imports, root_of
 
 SIGTERM_STATUS = 128 + 15
 
@@ -41,7 +41,7 @@ class SaveRunConfig(SaveConfigCallback):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"config-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.yaml"
         # overwrite: two stages of one second in one process would otherwise stop the second
-        self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=False)
+        self.parser.save(self.config, str(path), skip_unset=False, overwrite=True, multifile=False)
 
 
 class TrainingCLI(LightningCLI):
@@ -60,6 +60,13 @@ class TrainingCLI(LightningCLI):
             parser_kwargs={"prog": "llama2-pl", "allow_abbrev": False},
             args=args,
         )
+
+    def instantiate_classes(self) -> None:
+        """As Lightning's, but what a constructor says is not buried in jsonargparse's list of tried types."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            raise root_of(error) from error
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as given: Lightning lets the checkpoint's hyper-parameters override explicit options."""

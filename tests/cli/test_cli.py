@@ -1,0 +1,224 @@
+"""The command line: strict, closed to foreign imports, callable many times, with errors that read like advice."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from jsonargparse._common import parsing_settings
+
+from llama2_pl import __main__ as process
+from llama2_pl.cli import main
+from llama2_pl.commands.parsing import advice, allowed_imports
+from llama2_pl.commands.registry import TOOLS, find_tool, load
+
+USERS_MODULE = """
+import os, signal
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+class Mine(BoringModel):
+    def __init__(self, lr: float = 0.5, fails: bool = False, terminates: bool = False):
+        super().__init__()
+        self.save_hyperparameters({"lr": lr})
+        if fails:
+            raise ValueError("backbone.dim is 7: give a multiple of n_heads")
+        self.terminates = terminates
+
+    def training_step(self, batch, batch_idx):
+        if self.terminates:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().training_step(batch, batch_idx)
+
+    def on_train_end(self):
+        print("trained with lr", self.hparams.lr)
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A config that trains a user's own module for two steps, in a package that the user has allowed."""
+    name = "users_package"
+    (tmp_path / f"{name}.py").write_text(USERS_MODULE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setenv("LLAMA2_PL_ALLOW_IMPORTS", name)
+    monkeypatch.setitem(parsing_settings, "import_path_verdicts", dict(parsing_settings["import_path_verdicts"]))
+    monkeypatch.chdir(tmp_path)
+    trainer = {
+        "accelerator": "cpu",
+        "max_steps": 2,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+        "logger": {
+            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "init_args": {"save_dir": "run", "name": "", "version": ""},
+        },
+        "callbacks": [
+            {
+                "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+                "init_args": {"dirpath": "run", "filename": "last", "enable_version_counter": False},
+            }
+        ],
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"model": {"class_path": f"{name}.Mine"}, "trainer": trainer}))
+    return str(path)
+
+
+def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The message of a command that must end with status 2."""
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    text = capsys.readouterr().out
+    for name in ("fit", "validate", "test", "predict", *TOOLS):
+        assert f"\n  {name} " in text
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_every_tool_shows_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*name.split(), "--help"])
+    assert stop.value.code == 0
+    assert f"llama2-pl {name}" in capsys.readouterr().out
+    assert load(TOOLS[name]).__doc__
+
+
+def test_a_tool_of_two_words_is_found_before_one_of_one() -> None:
+    assert find_tool(["tokenizer", "train", "--seed", "1"]) == ("tokenizer train", ["--seed", "1"])
+    assert find_tool(["preview", "--limit", "1"]) == ("preview", ["--limit", "1"])
+    assert find_tool(["tokenizer"]) is None
+
+
+def test_an_unknown_command_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "unknown command 'trian'" in refused(["trian"], capsys)
+
+
+@pytest.mark.parametrize("option", ["--trainer.max_step=3", "--trainer.max_stepz=3"])
+def test_abbreviations_and_misspellings_are_refused_with_the_option_that_was_meant(
+    option: str, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(["fit", "--config", config, option], capsys)
+    assert "did you mean --trainer.max_steps?" in message
+    assert len(message.splitlines()) <= 3
+
+
+def test_an_unknown_key_of_a_config_is_refused(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("extra.yaml").write_text("trainer: {max_stepz: 3}")
+    assert "max_stepz" in refused(["fit", "--config", config, "--config", "extra.yaml"], capsys)
+
+
+def test_an_unknown_option_of_a_model_is_refused(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'learning_rate' is not accepted" in refused(["fit", "-c", config, "--model.learning_rate=1"], capsys)
+
+
+@pytest.mark.parametrize(
+    "option", ["--model=os.system", "--model=antigravity.Thing", "--trainer.callbacks+=subprocess.Popen"]
+)
+def test_a_class_path_outside_the_allow_list_is_refused_before_its_import(
+    option: str, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "LLAMA2_PL_ALLOW_IMPORTS" in refused(["fit", "--config", config, option], capsys)
+    assert "antigravity" not in sys.modules
+
+
+def test_a_bad_allow_list_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA2_PL_ALLOW_IMPORTS", "good, two words")
+    with pytest.raises(ValueError, match="'two words' is no import path"):
+        allowed_imports()
+
+
+def test_advice_is_silent_without_a_near_option() -> None:
+    assert advice("unrecognized arguments: --zzz=1", ["--trainer.max_steps"]) == ""
+
+
+def test_a_second_run_in_the_same_folder_keeps_both_configs(config: str) -> None:
+    main(["fit", "--config", config])
+    (first,) = Path("run").glob("config-*.yaml")
+    first.rename(first.with_name("config-first.yaml"))  # the two runs may share a second
+    main(["fit", "--config", config])
+    assert len(list(Path("run").glob("config-*.yaml"))) == 2
+
+
+def test_the_saved_config_runs_again(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--config", config, "--model.lr=0.25"])
+    (saved,) = Path("run").glob("config-*.yaml")
+    assert yaml.safe_load(saved.read_text())["seed_everything"] == 1
+    capsys.readouterr()
+    main(["fit", "--config", str(saved)])
+    assert "trained with lr 0.25" in capsys.readouterr().out
+
+
+def test_a_printed_config_loads_to_itself(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            main(["fit", "--config", config, "--print_config"])
+        assert stop.value.code == 0
+        printed.append(capsys.readouterr().out)
+        Path(config).write_text(printed[-1])
+    assert printed[0] == printed[1]
+
+
+def test_explicit_options_win_over_the_checkpoint_s(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lightning 2.6 takes the checkpoint's 0.5 here (its issue 21455)."""
+    main(["fit", "--config", config])
+    main(["fit", "--config", config, "--model.lr=0.125", "--trainer.max_steps=3", "--ckpt_path=run/last.ckpt"])
+    assert "trained with lr 0.125" in capsys.readouterr().out
+
+
+def test_callbacks_add_up_over_configs(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("more.yaml").write_text("trainer: {callbacks+: [{class_path: LearningRateMonitor}]}")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", config, "--config", "more.yaml", "--print_config"])
+    callbacks = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    assert [c["class_path"].split(".")[-1] for c in callbacks] == ["ModelCheckpoint", "LearningRateMonitor"]
+
+
+def test_a_terminated_training_ends_with_143(config: str) -> None:
+    """Lightning alone ends with 0, which a scheduler takes for success."""
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", config, "--model.terminates=true"])
+    assert stop.value.code == 143
+
+
+def test_an_open_wandb_run_is_finished(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished = []
+    fake = SimpleNamespace(run=object(), finish=lambda: finished.append(True))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.raises(ValueError, match="multiple of n_heads"):
+        main(["fit", "--config", config, "--model.fails=true"])
+    assert finished == [True]
+
+
+def test_an_error_is_one_line_and_status_1(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["llama2-pl", "fit", "--config", config, "--model.fails=true"])
+    assert process.main() == 1
+    err = capsys.readouterr().err
+    assert "llama2-pl: error: backbone.dim is 7: give a multiple of n_heads" in err and "Traceback" not in err
+
+
+def test_debug_shows_where_an_error_comes_from(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["llama2-pl", "fit", "--config", config, "--model.fails=true"])
+    monkeypatch.setenv("LLAMA2_PL_DEBUG", "1")
+    with pytest.raises(ValueError, match="multiple of n_heads"):
+        process.main()
+
+
+def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "run", interrupted)
+    assert process.main() == 130
