@@ -26,8 +26,8 @@ def _spaced(*parts: str) -> str:
 _TAG = re.compile(
     "|".join(
         (
-            _spaced(r"\[", "(?:/", "", ")?I", "N", "S", "T", r"\]"),
-            _spaced("<", "<", "(?:/", "", ")?S", "Y", "S", ">", ">"),
+            _spaced(r"\[", f"(?:/{_IGNORED})?I", "N", "S", "T", r"\]"),
+            _spaced("<", "<", f"(?:/{_IGNORED})?S", "Y", "S", ">", ">"),
         )
     ),
     re.IGNORECASE,

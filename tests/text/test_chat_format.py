@@ -186,6 +186,13 @@ def test_ordinary_text_is_left_alone(text: str) -> None:
     assert neutralise_control_tags(text) == strip_control_tags(text) == text
 
 
+@pytest.mark.parametrize("start", ["[", "[/", "<<", "<</", "[/I", "<"])
+def test_searching_takes_time_linear_in_the_text(start: str) -> None:
+    # A pattern that tries every split of the spaces would take minutes here.
+    assert find_control_tags(start + " " * 1_000_000) == []
+    assert find_control_tags((start + " ") * 100_000) == []
+
+
 def test_an_unknown_policy_is_refused(tiny: Tokenizer) -> None:
     with pytest.raises(ValueError, match="tags 'escape'"):
         encode_dialog(THREE, tiny, tags="escape")  # type: ignore[arg-type]

@@ -201,8 +201,13 @@ def _value_problem(value: Any, text: str, constants: list[str]) -> str | None:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (dict, list)):
-        for item in [*value.keys(), *value.values()] if isinstance(value, dict) else value:
-            yield from _strings(item)
+    """Every string of a JSON value, keys included. Not recursive: a value may nest deeper than Python calls may."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            left += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            left += item
