@@ -108,7 +108,8 @@ def accuracy_by_rating(chosen: Tensor, rejected: Tensor, rating: Tensor) -> Accu
 
     Llama 2 §3.2.2, table 8.
     """
-    right, rating = is_right(chosen, rejected), rating.cpu()
+    right = is_right(chosen, rejected)
+    rating = rating.to(right.device)
     by_rating = {name: right[rating == level] for level, name in enumerate(RATINGS)}
     return Accuracy(
         overall=_mean(right),

@@ -1,0 +1,1 @@
+"""Talk to a checkpoint in the terminal."""
