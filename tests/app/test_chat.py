@@ -145,5 +145,5 @@ def test_a_missing_tokenizer_names_the_option(tmp_path):
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(checkpoint, tmp_path):
     other = train_tokenizer(["the cat sat on the mat\n" * 20], tmp_path, vocab_size=275, num_threads=1)
-    with pytest.raises(ValueError, match="275 pieces .* vocabulary of 290"):
+    with pytest.raises(ValueError, match=r"275 pieces .* vocabulary of 290"):
         app.chat(str(checkpoint), str(other.path))
