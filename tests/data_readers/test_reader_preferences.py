@@ -27,6 +27,12 @@ def _read(tmp_path: Path, *rows: Any, **options: Any) -> list[PreferenceRow]:
     [
         {"prompt": "q", "chosen": "a", "rejected": "b"},
         {"prompt": [{"role": "user", "content": "q"}], "chosen": "a", "rejected": "b"},
+        {
+            "prompt": {"messages": [{"role": "user", "content": "q"}]},
+            "chosen": "a",
+            "rejected": "b",
+            "task": 1,
+        },
         {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
         {
             "conversations": [{"from": "human", "value": "q"}],

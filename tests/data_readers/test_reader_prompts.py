@@ -39,6 +39,10 @@ def _write(path: Path, text: str) -> Path:
             {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
             PromptRow(_question("u"), False, "p.jsonl:1"),
         ),
+        (
+            {"messages": [{"role": "user", "content": "u"}], "is_safety": True, "id": "x", "task": {}},
+            PromptRow(_question("u"), True, "x"),
+        ),
         ({"conversations": [{"from": "human", "value": "u"}]}, PromptRow(_question("u"), False, "p.jsonl:1")),
     ],
 )

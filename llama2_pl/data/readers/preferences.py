@@ -1,7 +1,7 @@
 """Preference data in the wild to pairs. Llama 2 §3.2.1.
 
-Our own format, one JSON object a line: ``prompt`` (a list of role/content messages that ends with the user, or
-one string), ``chosen``, ``rejected``, and where known ``rating`` (0 significantly better, 1 better, 2 slightly
+Our own format, one JSON object a line: ``prompt`` (a list of role/content messages that ends with the user, an
+object with that list under ``messages``, or one string), ``chosen``, ``rejected``, and where known ``rating`` (0 significantly better, 1 better, 2 slightly
 better, 3 negligibly better or unsure), ``chosen_safe``, ``rejected_safe``, ``source``, ``is_safety``.
 """
 
@@ -28,6 +28,7 @@ from llama2_pl.data.readers.common import (
     optional_bool,
     optional_string,
     parse_rows,
+    sequence,
     string,
 )
 from llama2_pl.data.readers.dialogues import (

@@ -1,7 +1,7 @@
 """Prompts for rejection sampling, PPO and evaluation. Llama 2 §3.2.3.
 
-Our own format, one JSON object a line: ``prompt`` (a list of role/content messages that ends with the user, or
-one string), and where known ``is_safety`` and ``id``.
+Our own format, one JSON object a line: ``prompt`` (a list of role/content messages that ends with the user, an
+object with that list under ``messages``, or one string), and where known ``is_safety`` and ``id``.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def _ours(row: dict[str, Any], _: Raw) -> list[PromptRow]:
 
 
 def _messages(row: dict[str, Any], _: Raw) -> list[PromptRow]:
-    return [PromptRow(_question_of(messages_from_json(sequence(row, "messages"))), id=_own_id(row))]
+    prompt = _question_of(messages_from_json(sequence(row, "messages")))
+    return [PromptRow(prompt, bool(optional_bool(row, "is_safety")), _own_id(row))]
 
 
 def _sharegpt(row: dict[str, Any], _: Raw) -> list[PromptRow]:
