@@ -1,0 +1,133 @@
+"""What the four data modules share: batches by number, the position of a run, and the refusal of changed data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from llama2_pl.data.loader import BatchLoader, NumberedBatches, Position, ResumableLoader
+
+
+class NumberedDataModule(L.LightningDataModule):
+    """Batch ``n`` of the run is a pure function of the settings and ``n``; a checkpoint holds only the number.
+
+    Our choice throughout: ``batch_size`` counts rows over all devices, and each data-parallel rank takes every
+    world-size-th row. So the same config gives the same batches on 1, 2 or 4 devices, and after a change of them.
+
+    A subclass gives ``settings`` (what the order of the data depends on) and ``train_batches``.
+    """
+
+    late_settings: tuple[str, ...] = ()
+    """Settings that are known only when training starts, and are checked then."""
+
+    # A rank may have no validation or prediction batch of a small data set.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(self, batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"data.batch_size is {batch_size}: give 1 or more")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self._restored: Mapping[str, Any] = {}
+
+    def settings(self) -> dict[str, int | str]:
+        """Plain values which must not change when a run is resumed. Available after ``setup``."""
+        raise NotImplementedError
+
+    def train_batches(self) -> NumberedBatches:
+        """This rank's training batches by number. Available after ``setup``."""
+        raise NotImplementedError
+
+    @property
+    def num_train_batches(self) -> int:
+        """Micro-batches of the whole run, in one Lightning epoch. Available after ``setup``."""
+        return len(self.train_batches())
+
+    def ranks(self) -> tuple[int, int]:
+        """(this data-parallel rank, number of them); tensor-parallel ranks of a group share one."""
+        kwargs = (self.trainer and self.trainer.distributed_sampler_kwargs) or {}
+        rank, world = kwargs.get("rank", 0), kwargs.get("num_replicas", 1)
+        if self.batch_size % world:
+            raise ValueError(
+                f"data.batch_size is {self.batch_size}, which counts rows over all devices, and there are {world} "
+                f"data-parallel ranks: give a multiple of {world}"
+            )
+        return rank, world
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Batches from the position of the run to its end."""
+        return ResumableLoader(
+            self.train_batches(), self._start, self._trained, self.num_workers, torch.cuda.is_available()
+        )
+
+    def eval_loader(self, batches: NumberedBatches | None) -> BatchLoader | list:
+        """Loader for validation, test or prediction; an empty list, which Lightning skips, where there is no data."""
+        if batches is None:
+            return []
+        return BatchLoader(batches, None, self.num_workers, torch.cuda.is_available())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, the same on every rank (Lightning saves those of rank 0 only)."""
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        return {"batches": self._trained(), "accumulate_grad_batches": accumulate, **self.settings()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to resume a training whose data has changed."""
+        self._restored = state_dict
+        if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
+            refuse_changes(state_dict, self.settings(), self.late_settings)
+            _warn_inside_accumulation(state_dict)
+
+    def _start(self) -> Position:
+        """Called when the first training batch is asked for: the counters are restored by then."""
+        if not self._fitting() or self.trainer is None or self.trainer.state.status != TrainerStatus.RUNNING:
+            trained = self._restored.get("batches", 0) if self.trainer is None else 0
+            return Position(trained, trained % self.num_train_batches)
+        if self._trained() and self._trained() == self._restored.get("batches"):
+            refuse_changes(self._restored, self.settings())
+        in_pass = _processed(self.trainer).in_pass
+        overfits = bool(getattr(self.trainer, "overfit_batches", 0))
+        return Position(in_pass if overfits else self._trained(), in_pass)
+
+    def _trained(self) -> int:
+        if self.trainer is None or not self._fitting():
+            return int(self._restored.get("batches", 0))
+        return _processed(self.trainer).trained
+
+    def _fitting(self) -> bool:
+        return self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+
+
+def _processed(trainer: L.Trainer) -> Position:
+    """Lightning's own count of trained batches, which it saves and restores with its loops.
+
+    "processed", not "completed": a checkpoint written in ``on_train_batch_end`` already holds that batch's update.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return Position(*(getattr(part, "processed") for part in (progress.total, progress.current)))  # noqa: B009
+
+
+def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], but: tuple[str, ...] = ()) -> None:
+    """Raise ValueError naming the first setting that differs between a checkpoint and this run."""
+    for key, value in new.items():
+        if key not in but and key in old and old[key] != value:
+            raise ValueError(
+                f"data.{key} is {value!r} and the checkpoint was trained with {old[key]!r}, so its position in the "
+                f"data has no meaning here: set data.{key} back to resume, or start a new run from the weights alone "
+                "(load_from_checkpoint, and fit without ckpt_path)"
+            )
+
+
+def _warn_inside_accumulation(state: Mapping[str, Any]) -> None:
+    window = state.get("accumulate_grad_batches", 1)
+    if state["batches"] % window:
+        rank_zero_warn(
+            f"the checkpoint was written after {state['batches']} batches, inside an accumulation window of {window}: "
+            f"the gradients of its last {state['batches'] % window} batches are lost. Save at optimizer steps."
+        )

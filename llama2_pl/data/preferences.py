@@ -1,0 +1,176 @@
+"""PreferenceDataModule: preference files to batches of chosen and rejected rows, in the paper's mixes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from llama2_pl.data.base import NumberedDataModule
+from llama2_pl.data.cache import build_once, describe_files
+from llama2_pl.data.dialogues import opening, refuse_two_validation_sets
+from llama2_pl.data.loader import BatchLoader
+from llama2_pl.data.pairs import POOLS, PairBatches, PairFile, choose_pairs, encode_pairs
+from llama2_pl.data.readers import PreferenceRow, read_preferences
+from llama2_pl.data.sampling import RowStream, is_held_out
+from llama2_pl.text.tokenizer import Tokenizer
+
+
+class PreferenceDataModule(NumberedDataModule):
+    """Reward-model data in the mixes of the two reward models.
+
+    Llama 2 §3.2.2: 1 epoch, 512 pairs per batch. Helpfulness: all helpful pairs and as many of the rest, drawn
+    uniformly. Safety: all safety pairs, and helpful ones for a tenth of the mix.
+
+    Contexts that make a row longer than ``max_len`` lose their oldest turns, the same in both rows of a pair; the
+    answers stay whole. Pairs that still do not fit, and pairs of two equal texts, are left out and counted.
+
+    Args:
+        helpful: files of helpfulness pairs.
+        safety: files of safety pairs; for ``kind="helpfulness"`` this is "the rest": open-source sets belong here.
+        tokenizer: path of a SentencePiece ``tokenizer.model``.
+        kind: "helpfulness", "safety", or "all" for everything as it is.
+        val: files to validate on.
+        val_fraction: share of all files held out instead, by a hash of the first user message.
+        max_len: most tokens of a row.
+        batch_size: pairs per micro-batch over all devices.
+        epochs: passes over the mix, in one Lightning epoch.
+        default_rating: of pairs without a rating. Our choice: 2, slightly better; open-source sets have no ratings,
+            and the margin of a doubtful pair should be small and not zero.
+        tags: what to do with a message that holds [INST] and the like: "refuse" or "neutralise".
+        format: of all files; "auto" tells it from their keys.
+        seed: of the draw and of all orders.
+        cache_dir: where encoded pairs are kept.
+        num_workers: processes that prepare batches; batches do not depend on it.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        helpful: str | list[str] | None = None,
+        safety: str | list[str] | None = None,
+        kind: Literal["helpfulness", "safety", "all"] = "helpfulness",
+        val: str | list[str] | None = None,
+        val_fraction: float = 0.0,
+        max_len: int = 4096,
+        batch_size: int = 512,
+        epochs: int = 1,
+        default_rating: int = 2,
+        tags: Literal["refuse", "neutralise"] = "refuse",
+        format: str = "auto",
+        seed: int = 0,
+        cache_dir: str = ".cache/llama2_pl",
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        # Not logged: Lightning raises when model and data have a hyper-parameter of one name and two values.
+        self.save_hyperparameters(logger=False)
+        refuse_two_validation_sets(val, val_fraction)
+        if default_rating not in range(4):
+            raise ValueError(f"data.default_rating is {default_rating}: give 0 (significantly better) to 3")
+        self.tokenizer = tokenizer
+        self.files = (helpful, safety)
+        self.kind: Literal["helpfulness", "safety", "all"] = kind
+        self.val = val
+        self.val_fraction = val_fraction
+        self.max_len = max_len
+        self.epochs = epochs
+        self.default_rating = default_rating
+        self.tags: Literal["refuse", "neutralise"] = tags
+        self.format = format
+        self.seed = seed
+        self.cache_dir = cache_dir
+        self.sources: list[str] = []
+        self.dropped: dict[str, int] = {}
+        self._parts: dict[str, PairFile] = {}
+
+    def prepare_data(self) -> None:
+        """Encode the pairs unless the cache has them."""
+        self._folder(Tokenizer(self.tokenizer))
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._parts:
+            return
+        tokenizer = Tokenizer(self.tokenizer)
+        self._tokenizer_sha256 = tokenizer.sha256
+        folder = self._folder(tokenizer)
+        parts = {part: PairFile.open(folder / part) for part in ("train", "val")}
+        self._pairs = choose_pairs(parts["train"].pool, self.kind, self.seed)
+        names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
+        self.sources, self.dropped = names["sources"], names["dropped"]
+        self._parts = parts
+        rank_zero_info(f"preference pairs: {self.mix_report()}")
+
+    def mix_report(self) -> dict[str, dict[str, Any]]:
+        """Pairs of the mix by pool and by source, their shares, and what was left out of all files."""
+        train = self._parts["train"]
+        pools = Counter(POOLS[pool] for pool in train.pool[self._pairs])
+        sources = Counter(self.sources[source] for source in train.source[self._pairs])
+        shares = {pool: round(count / len(self._pairs), 4) for pool, count in pools.items()}
+        return {"pairs": dict(pools), "shares": shares, "sources": dict(sources), "dropped": self.dropped}
+
+    def settings(self) -> dict[str, int | str]:
+        return {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "max_len": self.max_len,
+            "kind": self.kind,
+            "tokenizer": self._tokenizer_sha256,
+            "pairs": self._parts["train"].tokens.sha256,
+        }
+
+    def train_batches(self) -> PairBatches:
+        total = self.epochs * len(self._pairs)
+        return self._batches("train", self._pairs, total, shuffle=True)
+
+    def val_dataloader(self) -> BatchLoader | list:
+        """Every held-out pair once, of all files and whatever ``kind`` is: ``source`` tells them apart.
+
+        On several ranks up to one pair less than there are ranks is left out, so that all have equally many batches.
+        """
+        pairs = len(self._parts["val"].pool)
+        if not pairs // self.ranks()[1]:
+            return []
+        return self.eval_loader(self._batches("val", np.arange(pairs), pairs, shuffle=False))
+
+    def test_dataloader(self) -> BatchLoader | list:
+        """The validation batches: there is no third part."""
+        return self.val_dataloader()
+
+    def _batches(self, part: str, pairs: np.ndarray, total: int, shuffle: bool) -> PairBatches:
+        rank, world = self.ranks()
+        if total < world:
+            raise ValueError(
+                f"data has {total} pairs for {world} data-parallel ranks: use fewer devices or more pairs"
+            )
+        stream = RowStream(len(pairs), self.batch_size, total - total % world, self.seed, shuffle)
+        return PairBatches(self._parts[part], pairs, stream, self.default_rating, rank, world)
+
+    def _folder(self, tokenizer: Tokenizer) -> Path:
+        train = [describe_files(f, f"data.{p}") if f else [] for f, p in zip(self.files, POOLS, strict=True)]
+        val = [describe_files(self.val, "data.val")] if self.val else []
+        options = [tokenizer.sha256, self.format, self.tags, self.val_fraction, self.max_len]
+
+        def build(folder: Path) -> None:
+            names: dict[str, int] = {}
+            dropped: Counter[str] = Counter()
+            parts = {"train": self._read(train, False), "val": self._read(val or train, not val)}
+            for part, rows in parts.items():
+                dropped += encode_pairs(rows, folder / part, tokenizer, self.max_len, self.tags, names)
+            content = json.dumps({"sources": list(names), "dropped": dropped})
+            (folder / "names.json").write_text(content, encoding="utf-8")
+
+        return build_once(self.cache_dir, "preferences", [train, val, options], build)
+
+    def _read(self, pools: list[list], held_out: bool) -> Iterator[tuple[int, PreferenceRow]]:
+        """(pool, row) of the files of each pool, of one side of the split."""
+        for pool, files in enumerate(pools):
+            for path, *_ in files:
+                for row in read_preferences(path, self.format):
+                    if is_held_out(opening(row.prompt), self.val_fraction) == held_out:
+                        yield pool, row
