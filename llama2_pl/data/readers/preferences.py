@@ -1,8 +1,9 @@
 """Preference data in the wild to pairs. Llama 2 §3.2.1.
 
 Our own format, one JSON object a line: ``prompt`` (a list of role/content messages that ends with the user, an
-object with that list under ``messages``, or one string), ``chosen``, ``rejected``, and where known ``rating`` (0 significantly better, 1 better, 2 slightly
-better, 3 negligibly better or unsure), ``chosen_safe``, ``rejected_safe``, ``source``, ``is_safety``.
+object with that list under ``messages``, or one string), ``chosen``, ``rejected``, and where known ``rating``
+(0 significantly better, 1 better, 2 slightly better, 3 negligibly better or unsure), ``chosen_safe``,
+``rejected_safe``, ``source``, ``is_safety``.
 """
 
 from __future__ import annotations
@@ -116,9 +117,11 @@ class _Finish:
 
 
 def prompt_from_json(value: Any) -> Dialog:
-    """A prompt given as one string or as role/content messages that end with the user."""
+    """A prompt given as one string, or as role/content messages that end with the user, bare or in an object."""
     if isinstance(value, str):
         return one_question(value)
+    if isinstance(value, dict):
+        value = sequence(value, "messages")
     if not isinstance(value, list):
         raise MalformedRow(
             f"key 'prompt' is {type(value).__name__}, and must be a string or an array of messages"
