@@ -25,9 +25,10 @@ class Tool(NamedTuple):
 TOOLS: dict[str, Tool] = {
     "demo": Tool("llama2_pl.rlhf.recipe:demo", "the whole recipe on the embedded data, with its report"),
     "recipe": Tool("llama2_pl.rlhf.recipe:recipe", "run a recipe file; finished stages are skipped"),
-    "tokenizer train": Tool("llama2_pl.commands.text:train_tokenizer", "train a SentencePiece BPE tokenizer"),
+    "tokenizer train": Tool("llama2_pl.data.vocabulary:train_tokenizer_on_files", "train a SentencePiece BPE tokenizer"),
     "preview": Tool("llama2_pl.commands.text:preview", "a dialogue's tokens with the loss mask coloured"),
     "data default": Tool("llama2_pl.data.default:write_default_data", "write the embedded default data set"),
+    "data pairs": Tool("llama2_pl.data.convert:convert_pairs", "preference files of any format, held-out split, prompts"),
     "collect": Tool(
         "llama2_pl.rlhf.collect:collect_preferences", "sample two variants, rate them with the oracle"
     ),

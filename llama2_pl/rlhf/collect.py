@@ -83,7 +83,7 @@ def collect_preferences(
             if pair is None:  # the same answer twice, or the bin that the paper excludes
                 continue
             kind, split = "safety" if row["is_safety"] else "helpful", "val" if index >= held_out else "train"
-            record = {"prompt": {"messages": row["messages"]}, **pair, "is_safety": row["is_safety"]}
+            record = {"prompt": row["messages"], **pair, "is_safety": row["is_safety"]}
             files[f"{kind}_{split}"].append({**record, "source": f"on_policy_{kind}"})
     for name, pairs in files.items():
         write_jsonl(Path(out) / f"{name}.jsonl", pairs)

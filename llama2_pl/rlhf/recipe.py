@@ -1,7 +1,7 @@
 """Run a whole recipe: a YAML list of stages with its stage configs beside it.
 
 `$RUN` in the recipe and in its configs stands for the run's folder, `$DATA` for a data folder that the user gives,
-`$CONFIGS` for the folder with the filled-in configs. Those are written to `<run>/configs`: the run keeps what made it,
+`$STDLIB` for Python's own source, `$CONFIGS` for the folder with the filled-in configs. Those are written to `<run>/configs`: the run keeps what made it,
 and every command can be typed again as it stands.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sysconfig
 import time
 from pathlib import Path
 from string import Template
@@ -101,7 +102,8 @@ def recipe(
     run = Path(out)
     if fresh and run.exists():
         shutil.rmtree(run)
-    variables = {"RUN": str(run), "CONFIGS": str(run / "configs")} | ({"DATA": data} if data else {})
+    variables = {"RUN": str(run), "CONFIGS": str(run / "configs"), "STDLIB": sysconfig.get_paths()["stdlib"]}
+    variables |= {"DATA": data} if data else {}
     fill_configs(path.parent, run / "configs", variables)
     stages = _with_extra(read_recipe(path, variables), extra or [])
     if until is not None:
