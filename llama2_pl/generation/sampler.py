@@ -51,7 +51,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     samples_per_prompt: int = 1,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     max_batch: int | None = None,
     autocast_dtype: torch.dtype | None = None,
 ) -> Rollout:
@@ -63,15 +63,15 @@ def generate(
 
     Args:
         max_new_tokens: most tokens of a response, EOS included.
-        generator: source of the uniforms; torch's global one when None.
+        generator: source of the uniforms; torch's global one when None. One per prompt: a prompt's samples then
+            stay the same whichever prompts stand beside it.
         max_batch: most rows decoded together; rows of like prompt length go together. None: all at once.
         autocast_dtype: compute in this type (torch.bfloat16); None leaves the caller's precision.
     """
     _check(model, prompts, max_new_tokens, temperature, top_p, samples_per_prompt, max_batch)
     device = next(model.parameters()).device
     rows = len(prompts) * samples_per_prompt
-    source = generator.device if generator is not None else torch.device("cpu")
-    uniforms = torch.rand(rows, max_new_tokens, generator=generator, device=source).to(device)
+    uniforms = _uniforms(generator, len(prompts), samples_per_prompt, max_new_tokens).to(device)
     ids = torch.full((rows, max_new_tokens), PADDING_ID, dtype=torch.int64, device=device)
     sampled = _Sampled(
         ids, torch.zeros(ids.shape, device=device), torch.zeros(rows, dtype=torch.int64, device=device)
@@ -89,6 +89,20 @@ def generate(
             for whole, values in zip(sampled, part, strict=True):
                 whole[index] = values
     return _assemble(prompts, samples_per_prompt, sampled, eos_id)
+
+
+def _uniforms(
+    generator: torch.Generator | Sequence[torch.Generator] | None, prompts: int, samples: int, steps: int
+) -> Tensor:
+    """(prompts * samples, steps) in [0, 1)."""
+    if generator is None or isinstance(generator, torch.Generator):
+        device = generator.device if generator is not None else torch.device("cpu")
+        return torch.rand(prompts * samples, steps, generator=generator, device=device)
+    if len(generator) != prompts:
+        raise ValueError(
+            f"{len(generator)} generators for {prompts} prompts; give one for all or one for each"
+        )
+    return torch.cat([torch.rand(samples, steps, generator=g, device=g.device) for g in generator])
 
 
 def responses(rollout: Rollout) -> list[list[int]]:

@@ -57,23 +57,23 @@ class Judges(NamedTuple):
         ids = [_ids(row.dialog, text, self.tokenizer) for row, text in zip(rows, answers, strict=True)]
         helpful, safe = score_responses(self.helpfulness, ids), score_responses(self.safety, ids)
         is_safety = torch.tensor([row.is_safety for row in rows])
-        return helpful, safe, combined_reward(safe, helpful, is_safety)
+        return helpful, safe, combined_reward(safe, helpful, is_safety).scores
 
 
 def evaluate(
     models: dict[str, str],
     tokenizer: str,
-    prompts: str,
+    prompts: Sequence[str],
     helpfulness_reward: str,
     safety_reward: str,
     out: str,
-    helpful_pairs: list[str] | None = None,
-    safety_pairs: list[str] | None = None,
+    helpful_pairs: Sequence[str] = (),
+    safety_pairs: Sequence[str] = (),
     gatt_models: dict[str, str] | None = None,
     gatt_cases: str | None = None,
-    gatt_turns: list[int] | None = None,
+    gatt_turns: Sequence[int] = (1, 2, 3, 4),
     sampler: str = "gatt",
-    temperatures: list[float] | None = None,
+    temperatures: Sequence[float] = (0.7, 1.0, 1.3),
     samples: int = 16,
     best_of_n_prompts: int = 48,
     limit: int | None = None,
@@ -86,7 +86,7 @@ def evaluate(
     Args:
         models: checkpoints by name; the first is the one that the others are compared with.
         tokenizer: tokenizer.model of all of them.
-        prompts: held-out prompts; rows with a `task` get the oracle's gold score too.
+        prompts: files of held-out prompts; where all rows have a `task` the oracle gives its gold score.
         helpfulness_reward: checkpoint of the helpfulness reward model.
         safety_reward: checkpoint of the safety reward model.
         out: the result file.
@@ -94,61 +94,80 @@ def evaluate(
         safety_pairs: held-out preference files for the safety model.
         gatt_models: checkpoints by name whose hold on an instruction is compared.
         gatt_cases: conversations with an instruction and its check.
-        gatt_turns: turns at which the instruction is checked; 1, 2, 3 and 4 by default.
+        gatt_turns: turns at which the instruction is checked.
         sampler: which of `models` the best-of-N curves are drawn for.
-        temperatures: of the best-of-N curves; 0.7, 1.0 and 1.3 by default.
+        temperatures: of the best-of-N curves; the gold score is taken at the middle one.
         samples: largest N of those curves.
         best_of_n_prompts: prompts of those curves.
-        limit: use only the first prompts.
+        limit: use only the first prompts of each file.
         max_new_tokens: longest answer.
         seed: of all sampling.
         about: a sentence for the report's head.
     """
-    codec = Tokenizer(tokenizer)
-    rows = read_prompt_tasks(prompts, limit)
+    asked = [row for path in prompts for row in read_prompt_tasks(path, limit)]
     networks = {name: load_language_model(path).eval() for name, path in models.items()}
-    judges = Judges(
-        load_reward_model(helpfulness_reward).eval(), load_reward_model(safety_reward).eval(), codec
-    )
-
-    def speak(model: LanguageModel, asked: Sequence[PromptTask], temperature: float, k: int = 1) -> list[str]:
-        return answer(
-            model,
-            codec,
-            [row.dialog for row in asked],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            samples_per_prompt=k,
-            seed=seed,
-        )
-
-    results: dict[str, Any] = {"about": about} if about else {}
-    results["parameters"] = sum(p.numel() for p in next(iter(networks.values())).parameters())
-    results |= compare_models(networks, rows, judges, speak)
+    judges = load_judges(helpfulness_reward, safety_reward, tokenizer)
+    speak = Speaker(judges.tokenizer, max_new_tokens, seed)
+    results: dict[str, Any] = {
+        "about": about,
+        "parameters": next(iter(networks.values())).config.num_parameters(),
+    }
+    results |= compare_models(networks, asked, judges, speak)
     if sampler in networks:
-        some = rows[:best_of_n_prompts]
-        results["best_of_n"] = best_of_n(
-            networks[sampler], some, judges, speak, temperatures or [0.7, 1.0, 1.3], samples
-        )
-    results |= reward_models(judges, helpful_pairs or [], safety_pairs or [])
+        some = asked[:best_of_n_prompts]
+        results["best_of_n"] = best_of_n(networks[sampler], some, judges, speak, temperatures, samples)
+    results |= reward_models(judges, helpful_pairs, safety_pairs)
     if gatt_cases:
-        cases, turns = read_cases(gatt_cases), gatt_turns or [1, 2, 3, 4]
-        results["gatt"] = {
-            name: persistence(
-                load_language_model(path).eval(), codec, cases, turns=turns, max_new_tokens=max_new_tokens
-            ).by_turn
-            for name, path in (gatt_models or {}).items()
-        }
-    results["samples"] = sample_dialogues(networks, rows, speak)
+        results["gatt"] = ghost_attention(
+            gatt_models or {}, gatt_cases, gatt_turns, judges.tokenizer, max_new_tokens
+        )
+    results["samples"] = sample_dialogues(networks, asked, speak)
     write_json(Path(out), results)
     print(summary(results))
 
 
-Speak = Callable[..., list[str]]
+class Speaker(NamedTuple):
+    """How models answer here: `speak(model, prompts, temperature, k)` gives k answers to each prompt, prompt-major."""
+
+    tokenizer: Tokenizer
+    max_new_tokens: int
+    seed: int
+
+    def __call__(
+        self, model: LanguageModel, asked: Sequence[PromptTask], temperature: float, k: int = 1
+    ) -> list[str]:
+        return answer(
+            model,
+            self.tokenizer,
+            [row.dialog for row in asked],
+            max_new_tokens=self.max_new_tokens,
+            temperature=temperature,
+            samples_per_prompt=k,
+            seed=self.seed,
+        )
+
+
+def load_judges(helpfulness_reward: str, safety_reward: str, tokenizer: str) -> Judges:
+    """Both reward models from their checkpoints."""
+    helpfulness, safety = (load_reward_model(path).eval() for path in (helpfulness_reward, safety_reward))
+    return Judges(helpfulness, safety, Tokenizer(tokenizer))
+
+
+def ghost_attention(
+    models: dict[str, str], cases: str, turns: Sequence[int], tokenizer: Tokenizer, max_new_tokens: int
+) -> dict[str, Any]:
+    """Share of answers that keep an instruction given once, by turn (Llama 2 table 30)."""
+    held = read_cases(cases)
+    return {
+        name: persistence(
+            load_language_model(path).eval(), tokenizer, held, turns=turns, max_new_tokens=max_new_tokens
+        ).by_turn
+        for name, path in models.items()
+    }
 
 
 def compare_models(
-    networks: dict[str, LanguageModel], rows: Sequence[PromptTask], judges: Judges, speak: Speak
+    networks: dict[str, LanguageModel], rows: Sequence[PromptTask], judges: Judges, speak: Speaker
 ) -> dict[str, Any]:
     """Gold scores, reward-model scores and win rates over the first model, one sample at T = 1 per prompt."""
     spoken = {name: speak(model, rows, 1.0) for name, model in networks.items()}
@@ -194,7 +213,7 @@ def best_of_n(
     model: LanguageModel,
     rows: Sequence[PromptTask],
     judges: Judges,
-    speak: Speak,
+    speak: Speaker,
     temperatures: Sequence[float],
     samples: int,
 ) -> dict[str, Any]:
@@ -269,7 +288,7 @@ def gold_scores(rows: Sequence[PromptTask], answers: Sequence[str]) -> Tensor:
 
 
 def sample_dialogues(
-    networks: dict[str, LanguageModel], rows: Sequence[PromptTask], speak: Speak, count: int = 8
+    networks: dict[str, LanguageModel], rows: Sequence[PromptTask], speak: Speaker, count: int = 8
 ) -> list[dict[str, Any]]:
     """A few held-out prompts, spread over the file, with every model's answer at T = 0.7."""
     some = list(rows[:: max(1, len(rows) // count)][:count])

@@ -1,8 +1,8 @@
 """Run a whole recipe: a YAML list of stages with its stage configs beside it.
 
 `$RUN` in the recipe and in its configs stands for the run's folder, `$DATA` for a data folder that the user gives,
-`$STDLIB` for Python's own source, `$CONFIGS` for the folder with the filled-in configs. Those are written to `<run>/configs`: the run keeps what made it,
-and every command can be typed again as it stands.
+`$STDLIB` for Python's own source, `$CONFIGS` for the folder with the filled-in configs. Those are written to
+`<run>/configs`: the run keeps what made it, and every command can be typed again as it stands.
 """
 
 from __future__ import annotations

@@ -321,3 +321,19 @@ def test_bad_input_is_refused_with_its_value(model, prompts, options, message):
 def test_the_whole_context_can_be_filled(model):
     rollout = generate(model, [[1] * 60, [1] * 3], max_new_tokens=4, eos_id=-1, temperature=0)
     assert rollout.lengths.tolist() == [64, 7]
+
+
+def test_with_a_generator_per_prompt_other_prompts_change_nothing():
+    model = LanguageModel(ModelConfig.of("tiny")).eval()
+
+    def sample(prompts, seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        rollout = generate(
+            model, prompts, max_new_tokens=6, eos_id=2, samples_per_prompt=3, generator=generators
+        )
+        return responses(rollout)
+
+    together = sample([[1, 5, 6], [1, 7], [1, 9, 9, 9]], [10, 11, 12])
+    assert together[3:6] == sample([[1, 7]], [11])
+    with pytest.raises(ValueError, match="2 generators for 1 prompts"):
+        sample([[1, 7]], [1, 2])
