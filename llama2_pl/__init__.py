@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama2_pl.data import CorpusDataModule, DialogueDataModule, PreferenceDataModule, PromptDataModule
-    from llama2_pl.model import LanguageModel, ModelConfig, ScalarModel
+    from llama2_pl.model.config import ModelConfig
+    from llama2_pl.model.heads import LanguageModel, ScalarModel
     from llama2_pl.modules import PPOModule, PretrainModule, RejectionSamplingModule, RewardModule, SFTModule
     from llama2_pl.text import Dialog, Tokenizer
 
 __version__ = "0.1.0"
 
-# room of each public name; `import llama2_pl` itself loads neither torch nor lightning
-_ROOMS = {
+# where each public name is; `import llama2_pl` itself loads neither torch nor lightning
+_PLACES = {
     "CorpusDataModule": "data",
     "Dialog": "text",
     "DialogueDataModule": "data",
-    "LanguageModel": "model",
-    "ModelConfig": "model",
+    "LanguageModel": "model.heads",
+    "ModelConfig": "model.config",
     "PPOModule": "modules",
     "PreferenceDataModule": "data",
     "PretrainModule": "modules",
@@ -27,7 +28,7 @@ _ROOMS = {
     "RejectionSamplingModule": "modules",
     "RewardModule": "modules",
     "SFTModule": "modules",
-    "ScalarModel": "model",
+    "ScalarModel": "model.heads",
     "Tokenizer": "text",
 }
 
@@ -51,10 +52,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the room of a public name on first use (PEP 562)."""
-    if name not in _ROOMS:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -71,7 +71,9 @@ def test_callbacks_are_importable_under_the_package_and_only_there(tmp_path: Pat
 
 
 def test_importing_the_package_loads_neither_torch_nor_lightning(tmp_path: Path) -> None:
-    code = "import sys, llama2_pl.cli; print([m for m in ('torch', 'lightning', 'wandb') if m in sys.modules])"
+    code = (
+        "import sys, llama2_pl.cli; print([m for m in ('torch', 'lightning', 'wandb') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr[-2000:]
 
@@ -91,9 +93,9 @@ def test_no_public_name_is_missing_from_the_types(project: dict) -> None:
     import llama2_pl
 
     source = (ROOT / "llama2_pl" / "__init__.py").read_text(encoding="utf-8")
-    typed = re.findall(r"^    from llama2_pl\.\w+ import (.+)$", source, re.MULTILINE)
+    typed = re.findall(r"^    from llama2_pl\.[\w.]+ import (.+)$", source, re.MULTILINE)
     names = {name.strip() for line in typed for name in line.split(",")}
-    assert names == set(llama2_pl._ROOMS) == set(llama2_pl.__all__) - {"__version__"}
+    assert names == set(llama2_pl._PLACES) == set(llama2_pl.__all__) - {"__version__"}
 
 
 def test_dependencies_shut_out_releases_known_to_be_harmful(project: dict) -> None:

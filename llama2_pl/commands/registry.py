@@ -25,10 +25,14 @@ class Tool(NamedTuple):
 TOOLS: dict[str, Tool] = {
     "demo": Tool("llama2_pl.rlhf.recipe:demo", "the whole recipe on the embedded data, with its report"),
     "recipe": Tool("llama2_pl.rlhf.recipe:recipe", "run a recipe file; finished stages are skipped"),
-    "tokenizer train": Tool("llama2_pl.data.vocabulary:train_tokenizer_on_files", "train a SentencePiece BPE tokenizer"),
-    "preview": Tool("llama2_pl.commands.text:preview", "a dialogue's tokens with the loss mask coloured"),
+    "tokenizer train": Tool(
+        "llama2_pl.data.vocabulary:train_tokenizer_on_files", "train a SentencePiece BPE tokenizer"
+    ),
+    "preview": Tool("llama2_pl.commands.preview:preview", "a dialogue's tokens with the loss mask coloured"),
     "data default": Tool("llama2_pl.data.default:write_default_data", "write the embedded default data set"),
-    "data pairs": Tool("llama2_pl.data.convert:convert_pairs", "preference files of any format, held-out split, prompts"),
+    "data pairs": Tool(
+        "llama2_pl.data.convert:convert_pairs", "preference files of any format, held-out split, prompts"
+    ),
     "collect": Tool(
         "llama2_pl.rlhf.collect:collect_preferences", "sample two variants, rate them with the oracle"
     ),
@@ -57,17 +61,21 @@ def load(tool: Tool) -> Callable[..., Any]:
     return getattr(import_module(module), function)
 
 
-def run_tool(name: str, args: list[str]) -> None:
-    """Parse the arguments by the function's signature and call it."""
-    from jsonargparse import ActionConfigFile  # pyright: ignore[reportPrivateImportUsage]
+def parse_tool(name: str, args: list[str]) -> dict[str, Any]:
+    """The arguments of a tool's function; its signature is the list of options."""
+    from jsonargparse import ActionConfigFile
 
     from llama2_pl.commands.parsing import ShortErrors, restrict_imports
 
     restrict_imports()
-    function = load(TOOLS[name])
     parser = ShortErrors(prog=f"llama2-pl {name}", description=TOOLS[name].about, allow_abbrev=False)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="options from a YAML file")
-    parser.add_function_arguments(function, as_positional=False)
+    parser.add_function_arguments(load(TOOLS[name]), as_positional=False)
     options = parser.instantiate(parser.parse_args(args)).as_dict()
     options.pop("config")
-    function(**options)
+    return options
+
+
+def run_tool(name: str, args: list[str]) -> None:
+    """Parse the arguments and call the tool's function."""
+    load(TOOLS[name])(**parse_tool(name, args))

@@ -45,7 +45,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setenv("LLAMA2_PL_ALLOW_IMPORTS", name)
-    monkeypatch.setitem(parsing_settings, "import_path_verdicts", dict(parsing_settings["import_path_verdicts"]))
+    monkeypatch.setitem(
+        parsing_settings, "import_path_verdicts", dict(parsing_settings["import_path_verdicts"])
+    )
     monkeypatch.chdir(tmp_path)
     trainer = {
         "accelerator": "cpu",
@@ -118,7 +120,9 @@ def test_an_unknown_key_of_a_config_is_refused(config: str, capsys: pytest.Captu
 
 
 def test_an_unknown_option_of_a_model_is_refused(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "'learning_rate' is not accepted" in refused(["fit", "-c", config, "--model.learning_rate=1"], capsys)
+    assert "'learning_rate' is not accepted" in refused(
+        ["fit", "-c", config, "--model.learning_rate=1"], capsys
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +176,9 @@ def test_a_printed_config_loads_to_itself(config: str, capsys: pytest.CaptureFix
 def test_explicit_options_win_over_the_checkpoint_s(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Lightning 2.6 takes the checkpoint's 0.5 here (its issue 21455)."""
     main(["fit", "--config", config])
-    main(["fit", "--config", config, "--model.lr=0.125", "--trainer.max_steps=3", "--ckpt_path=run/last.ckpt"])
+    main(
+        ["fit", "--config", config, "--model.lr=0.125", "--trainer.max_steps=3", "--ckpt_path=run/last.ckpt"]
+    )
     assert "trained with lr 0.125" in capsys.readouterr().out
 
 

@@ -1,0 +1,32 @@
+"""`llama2-pl preview`: a file of dialogues to the preview of the text room."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Literal
+
+from llama2_pl.data.readers import read_dialogues
+from llama2_pl.text import Tokenizer
+from llama2_pl.text.preview import preview as print_preview
+
+
+def preview(
+    file: str,
+    tokenizer: str,
+    limit: int = 3,
+    train_on: Literal["answers", "last_answer"] = "answers",
+    tags: Literal["refuse", "neutralise"] = "refuse",
+    ids: bool = False,
+) -> None:
+    """Print dialogues as the model will see them, the learned tokens in colour.
+
+    Args:
+        file: dialogues in any format that the readers know.
+        tokenizer: tokenizer.model.
+        limit: number of dialogues to show.
+        train_on: the answers that count in the loss.
+        tags: what to do with control tags in the text.
+        ids: put each token's number after its piece.
+    """
+    dialogs = islice(read_dialogues(file), limit)
+    print_preview(dialogs, Tokenizer(tokenizer), train_on=train_on, tags=tags, ids=ids)
