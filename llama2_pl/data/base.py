@@ -30,8 +30,7 @@ class NumberedDataModule(L.LightningDataModule):
 
     def __init__(self, batch_size: int, num_workers: int) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"data.batch_size is {batch_size}: give 1 or more")
+        require_positive(batch_size=batch_size)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._restored: Mapping[str, Any] = {}
@@ -62,14 +61,14 @@ class NumberedDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Batches from the position of the run to its end."""
+        if self.trainer is not None:
+            _warn_of_repeats(self.trainer)
         return ResumableLoader(
             self.train_batches(), self._start, self._trained, self.num_workers, torch.cuda.is_available()
         )
 
-    def eval_loader(self, batches: NumberedBatches | None) -> BatchLoader | list:
-        """Loader for validation, test or prediction; an empty list, which Lightning skips, where there is no data."""
-        if batches is None:
-            return []
+    def eval_loader(self, batches: NumberedBatches) -> BatchLoader:
+        """Loader for validation, test or prediction, always from the first batch on."""
         return BatchLoader(batches, None, self.num_workers, torch.cuda.is_available())
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,22 +85,26 @@ class NumberedDataModule(L.LightningDataModule):
 
     def _start(self) -> Position:
         """Called when the first training batch is asked for: the counters are restored by then."""
-        if not self._fitting() or self.trainer is None or self.trainer.state.status != TrainerStatus.RUNNING:
-            trained = self._restored.get("batches", 0) if self.trainer is None else 0
-            return Position(trained, trained % self.num_train_batches)
-        if self._trained() and self._trained() == self._restored.get("batches"):
+        trainer = self.trainer
+        if trainer is None:  # used without Lightning: the state alone says where to go on
+            return Position(self._trained(), self._trained() % self.num_train_batches)
+        if trainer.state.fn != TrainerFn.FITTING or trainer.state.status != TrainerStatus.RUNNING:
+            return Position(0, 0)  # someone looks at the data after a fit
+        trained, in_pass = _processed(trainer)
+        if trained and trained == self._restored.get("batches"):
             refuse_changes(self._restored, self.settings())
-        in_pass = _processed(self.trainer).in_pass
-        overfits = bool(getattr(self.trainer, "overfit_batches", 0))
-        return Position(in_pass if overfits else self._trained(), in_pass)
+        return Position(in_pass if _overfits(trainer) else trained, in_pass)
 
     def _trained(self) -> int:
-        if self.trainer is None or not self._fitting():
-            return int(self._restored.get("batches", 0))
-        return _processed(self.trainer).trained
+        """Batches trained so far, for the checkpoint; also asked after the fit has ended."""
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            return _processed(self.trainer).trained
+        return int(self._restored.get("batches", 0))
 
-    def _fitting(self) -> bool:
-        return self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+
+def _overfits(trainer: L.Trainer) -> bool:
+    """Whether ``overfit_batches`` is on: every pass then takes the same first batches."""
+    return bool(getattr(trainer, "overfit_batches", 0))
 
 
 def _processed(trainer: L.Trainer) -> Position:
@@ -113,6 +116,19 @@ def _processed(trainer: L.Trainer) -> Position:
     return Position(*(getattr(part, "processed") for part in (progress.total, progress.current)))  # noqa: B009
 
 
+def require_positive(**values: int | None) -> None:
+    """Raise ValueError naming the first option that is below 1; None is left out."""
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"data.{name} is {value}: give 1 or more")
+
+
+def require_share(val_fraction: float) -> None:
+    """Raise ValueError unless ``val_fraction`` is a share that leaves something to train on."""
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"data.val_fraction is {val_fraction}: give a share from 0 up to, not including, 1")
+
+
 def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], but: tuple[str, ...] = ()) -> None:
     """Raise ValueError naming the first setting that differs between a checkpoint and this run."""
     for key, value in new.items():
@@ -122,6 +138,15 @@ def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], but: tuple[st
                 f"data has no meaning here: set data.{key} back to resume, or start a new run from the weights alone "
                 "(load_from_checkpoint, and fit without ckpt_path)"
             )
+
+
+def _warn_of_repeats(trainer: L.Trainer) -> None:
+    """Lightning's default is 1000 epochs, and one of them is our whole run."""
+    if trainer.max_steps == -1 and trainer.max_epochs != 1 and not _overfits(trainer):
+        rank_zero_warn(
+            f"max_epochs is {trainer.max_epochs} and one Lightning epoch is the whole run, all epochs of the data: "
+            "set Trainer(max_epochs=1), or max_steps"
+        )
 
 
 def _warn_inside_accumulation(state: Mapping[str, Any]) -> None:

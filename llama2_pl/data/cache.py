@@ -13,6 +13,9 @@ from pathlib import Path
 
 Files = str | list[str]
 
+VERSION = 1
+"""Part of every key: raise it when the content made from the same input changes (chat format, columns)."""
+
 
 def as_paths(files: Files) -> list[str]:
     """One path, folder or glob, or a list of them, as a list; ``~`` is the home folder."""
@@ -47,7 +50,7 @@ def build_once(
     Built under another name and renamed when complete. Of two processes that build at once the first rename wins
     and both use that folder.
     """
-    target = Path(cache_dir) / f"{name}-{fingerprint(name, *made_from)[:16]}"
+    target = Path(cache_dir) / f"{name}-{fingerprint(VERSION, name, *made_from)[:16]}"
     if target.is_dir():
         return target
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")

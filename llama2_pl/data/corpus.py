@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from llama2_pl.data.base import NumberedDataModule
+from llama2_pl.data.base import NumberedDataModule, require_positive, require_share
 from llama2_pl.data.cache import as_paths, build_once, describe_files, fingerprint
 from llama2_pl.data.loader import BatchLoader
 from llama2_pl.data.mixing import CorpusMix, SourceLedger
@@ -63,6 +63,10 @@ class CorpusDataModule(NumberedDataModule):
         super().__init__(batch_size, num_workers)
         # Not logged: Lightning raises when model and data have a hyper-parameter of one name and two values.
         self.save_hyperparameters(logger=False)
+        require_positive(
+            seq_len=seq_len, num_batches=num_batches, max_tokens_per_source=max_tokens_per_source
+        )
+        require_share(val_fraction)
         self.sources = {name: _checked_source(name, dict(source)) for name, source in sources.items()}
         if not self.sources:
             raise ValueError(

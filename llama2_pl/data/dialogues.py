@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from llama2_pl.data.base import NumberedDataModule
+from llama2_pl.data.base import NumberedDataModule, require_positive, require_share
 from llama2_pl.data.cache import Files, build_once, describe_files, fingerprint
 from llama2_pl.data.loader import BatchLoader
 from llama2_pl.data.packed import DocumentSet, WholeBatches
@@ -90,6 +90,7 @@ class DialogueDataModule(NumberedDataModule):
         super().__init__(batch_size, num_workers)
         # Not logged: Lightning raises when model and data have a hyper-parameter of one name and two values.
         self.save_hyperparameters(logger=False)
+        require_positive(seq_len=seq_len, epochs=epochs)
         refuse_two_validation_sets(val, val_fraction)
         self.train = train
         self.tokenizer = tokenizer
@@ -203,8 +204,7 @@ class DialogueDataModule(NumberedDataModule):
 
 def refuse_two_validation_sets(val: Files | None, val_fraction: float) -> None:
     """Raise ValueError where both ``val`` and ``val_fraction`` are given, or the fraction is none."""
-    if not 0 <= val_fraction < 1:
-        raise ValueError(f"data.val_fraction is {val_fraction}: give a share from 0 up to, not including, 1")
+    require_share(val_fraction)
     if val and val_fraction:
         raise ValueError("data.val and data.val_fraction are both given: give one of them")
 

@@ -47,7 +47,8 @@ class PairFile(NamedTuple):
 
 @dataclass(frozen=True)
 class PairBatches:
-    """Batches of pairs; ``pairs`` are those that take part. The stream's total divides among the ranks."""
+    """Batches of pairs; ``pairs`` are those that take part. The stream's total divides among the ranks:
+    up to one pair less than there are ranks is left out at the end of the run."""
 
     file: PairFile
     pairs: np.ndarray

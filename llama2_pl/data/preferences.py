@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from llama2_pl.data.base import NumberedDataModule
+from llama2_pl.data.base import NumberedDataModule, require_positive
 from llama2_pl.data.cache import build_once, describe_files
 from llama2_pl.data.dialogues import opening, refuse_two_validation_sets
 from llama2_pl.data.loader import BatchLoader
@@ -70,6 +70,7 @@ class PreferenceDataModule(NumberedDataModule):
         super().__init__(batch_size, num_workers)
         # Not logged: Lightning raises when model and data have a hyper-parameter of one name and two values.
         self.save_hyperparameters(logger=False)
+        require_positive(max_len=max_len, epochs=epochs)
         refuse_two_validation_sets(val, val_fraction)
         if default_rating not in range(4):
             raise ValueError(f"data.default_rating is {default_rating}: give 0 (significantly better) to 3")

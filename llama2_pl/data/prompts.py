@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from llama2_pl.data.base import NumberedDataModule
+from llama2_pl.data.base import NumberedDataModule, require_positive
 from llama2_pl.data.batches import PromptBatch
 from llama2_pl.data.cache import Files, describe_files, fingerprint
 from llama2_pl.data.dialogues import opening, refuse_two_validation_sets
@@ -87,6 +87,7 @@ class PromptDataModule(NumberedDataModule):
         super().__init__(batch_size, num_workers)
         # Not logged: Lightning raises when model and data have a hyper-parameter of one name and two values.
         self.save_hyperparameters(logger=False)
+        require_positive(num_batches=num_batches, max_prompt_len=max_prompt_len)
         refuse_two_validation_sets(val, val_fraction)
         self.prompts = prompts
         self.tokenizer = tokenizer

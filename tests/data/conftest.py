@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,19 @@ import torch
 
 from llama2_pl.text import Tokenizer, train_tokenizer
 
-WORDS = "river stone lamp winter copper garden signal paper engine harbour violet thunder".split()
+WORDS = [
+    "river",
+    "stone",
+    "lamp",
+    "winter",
+    "copper",
+    "garden",
+    "signal",
+    "paper",
+    "engine",
+    "violet",
+    "thunder",
+]
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +91,12 @@ def make_trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
         return L.Trainer(default_root_dir=tmp_path, **{**quiet, **defaults, **options})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    root = Path(__file__).parents[2]
+    folder = root / os.environ.get("LLAMA2_PL_SHARED_DATA", "../shared/data")
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: set LLAMA2_PL_SHARED_DATA")
+    return folder

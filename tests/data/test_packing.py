@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_segments_end_where_documents_end(tmp_path: Path) -> None:
         assert sum(s.stop - s.start for s in row) == 11
         for segment in row:
             assert len(set(document_of[segment.start : segment.stop])) == 1
-        for a, b in zip(row, row[1:], strict=False):
+        for a, b in pairwise(row):
             assert document_of[a.stop - 1] != document_of[b.start] or b.start == 0
 
 
