@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 from collections.abc import Callable
@@ -196,7 +197,10 @@ def test_hyper_parameters_are_plain_and_rebuild_the_module(make_data: MakeData) 
     assert data.hparams["sources"]["web"] == {"path": data.sources["web"]["path"], "weight": 3}
 
 
-def test_an_error_in_a_worker_reaches_the_caller() -> None:
+def test_an_error_in_a_worker_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch waits this long for a worker that has raised; 5 seconds as it comes
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+
     class Broken:
         def __len__(self) -> int:
             return 2
@@ -206,6 +210,7 @@ def test_an_error_in_a_worker_reaches_the_caller() -> None:
 
     with pytest.raises(OSError, match=r"Input/output error.*tokens.bin"):
         list(BatchLoader(Broken(), num_workers=1))
+    gc.collect()
 
 
 @pytest.mark.parametrize(
