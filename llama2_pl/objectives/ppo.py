@@ -116,5 +116,9 @@ def ppo_value_loss(
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns): 1 perfect, 0 no better than a constant. (B, T) -> ()."""
-    errors, targets = (returns - values)[mask], returns[mask]
-    return 1 - errors.var(unbiased=False) / targets.var(unbiased=False).clamp(min=1e-8)
+    errors = _masked_variance(returns - values, mask)
+    return 1 - errors / _masked_variance(returns, mask).clamp(min=1e-8)
+
+
+def _masked_variance(x: Tensor, mask: Tensor) -> Tensor:
+    return masked_mean((x - masked_mean(x, mask)).square(), mask)

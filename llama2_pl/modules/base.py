@@ -1,0 +1,137 @@
+"""What every module shares: networks built late, plain hyper-parameters, the optimizer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from llama2_pl.model.config import ModelConfig
+from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.model.parallel import ParallelPlan, parallelize
+from llama2_pl.modules.optimizer import adamw, cosine_schedule, decay_groups, planned_steps
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """An __init__'s `locals()` as values that a checkpoint can hold under weights_only=True.
+
+    A ModelConfig, or the dict or preset name it is made of, becomes a dict; tuples become lists.
+    """
+    configs = {
+        name: ModelConfig.of(value).to_dict()
+        for name, value in arguments.items()
+        if name.endswith("backbone") and value is not None
+    }
+    return {
+        name: configs.get(name, list(value) if isinstance(value, tuple) else value)
+        for name, value in arguments.items()
+        if name != "self" and not name.startswith("__")
+    }
+
+
+class LlamaModule(L.LightningModule):
+    """Base of the five modules. A subclass gives `build_networks` and its steps.
+
+    Networks are made in `configure_model`, so that strategies can shard them as they are made; it is called
+    twice by some callbacks, and without a Trainer by `load_from_checkpoint`.
+    """
+
+    parallel_plan: ParallelPlan | None = None
+    """How to shard, checkpoint and compile; a callback may set it in its `setup`, before configure_model."""
+
+    _networks_built = False
+
+    def build_networks(self) -> None:
+        """Assign the networks, each through `fresh` or `distributed`."""
+        raise NotImplementedError
+
+    def configure_model(self) -> None:
+        if not self._networks_built:
+            self.build_networks()
+            self._networks_built = True
+
+    @property
+    def attached(self) -> bool:
+        """Whether a Trainer runs this module. Not so in `load_from_checkpoint`, where weights follow."""
+        return self._trainer is not None
+
+    def fresh(self, kind: type[Network], config: ModelConfig) -> Network:
+        """A network with random weights; on a mesh no rank ever holds the whole of it."""
+        if self._mesh() is None:
+            return self.distributed(kind(config))  # type: ignore[call-arg]
+        with torch.device("meta"):
+            network = self.distributed(kind(config))  # type: ignore[call-arg]
+        network.to_empty(device=self.device)
+        # Children first: the backbone's own initialisation then replaces that of torch's layers.
+        for module in reversed(list(network.modules())):
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
+        return network
+
+    def distributed(self, network: Network) -> Network:
+        """The network under the parallel plan and, with ModelParallelStrategy, on its device mesh."""
+        mesh = self._mesh()
+        if self.parallel_plan is None and mesh is None:
+            return network
+        return parallelize(network, self.parallel_plan or ParallelPlan(), mesh)
+
+    def _mesh(self) -> DeviceMesh | None:
+        return self.device_mesh if self.attached else None
+
+    def sum_over_ranks(self, partial_sum: Tensor) -> Tensor:
+        """Sum of each rank's tensor; under tensor parallelism every rank of a group adds the same part."""
+        return self.trainer.strategy.reduce(partial_sum, reduce_op="sum")  # type: ignore[return-value]
+
+    def copies_of_a_batch(self) -> int:
+        """How many ranks train on the same rows: the size of the tensor-parallel groups."""
+        return self.device_mesh["tensor_parallel"].size() if self.device_mesh is not None else 1
+
+    def warmup(self, total_steps: int) -> int:
+        """Warm-up steps of a run of this length: a number, or a share of the run with a minimum."""
+        hp = self.hparams
+        if "warmup_steps" in hp:
+            return hp["warmup_steps"]
+        return max(hp["min_warmup_steps"], math.ceil(hp["warmup_ratio"] * total_steps))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with decay groups and a cosine schedule over optimizer steps. Llama 2 §2.2."""
+        hp = self.hparams
+        groups = decay_groups(self.parameters(), hp["lr"], hp["weight_decay"])
+        optimizer = adamw(groups, hp["betas"], hp["eps"])
+        total = planned_steps(self.trainer)
+        schedule = cosine_schedule(optimizer, self.warmup(total), total, hp["min_lr_ratio"])
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def with_scalar_head(chat: LanguageModel) -> ScalarModel:
+    """A scalar model on a copy of a chat model's backbone, with a new head. Llama 2 §3.2.2."""
+    with torch.device(
+        "cpu"
+    ):  # where checkpoints are read to; inside configure_model the default may be a GPU
+        model = ScalarModel(chat.config)
+    model.backbone.load_state_dict(chat.backbone.state_dict())
+    return model
+
+
+def scale_gradients(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Multiply every gradient in place."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+
+
+def check_same_config(wanted: ModelConfig, found: ModelConfig, path: str) -> None:
+    """Raise ValueError naming the first field in which a checkpoint differs from `backbone`."""
+    for name, value in wanted.to_dict().items():
+        if (other := found.to_dict()[name]) != value:
+            raise ValueError(
+                f"{path}: its {name} is {other!r} and backbone.{name} is {value!r}; "
+                "give the backbone that the checkpoint was trained with"
+            )

@@ -1,0 +1,96 @@
+"""What PPO learns from: one iteration's answers with everything its losses need."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from llama2_pl.generation.sampler import Rollout
+from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.objectives.language import token_logprobs_from_hidden
+from llama2_pl.objectives.ppo import values_before_tokens
+from llama2_pl.objectives.reward import whiten
+
+Truncated = Literal["score", "penalise", "drop"]
+
+
+class Judgement(NamedTuple):
+    """What the networks said about a rollout before the iteration's updates; (B, T), 0 outside the response."""
+
+    logprobs: Tensor
+    reference: Tensor  # log-probabilities under the starting policy
+    values: Tensor
+    entropy: Tensor
+
+
+class Experience(NamedTuple):
+    """Rows of prompt, response, padding; (B, T). The losses count `mask`."""
+
+    tokens: Tensor
+    mask: Tensor
+    logprobs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def rows(self, index: Tensor) -> Experience:
+        """Some of the rows, without the columns that are padding in all of them."""
+        index = index.to(self.tokens.device)
+        used = self.mask[index].any(0).nonzero()
+        width = int(used[-1]) + 1 if len(used) else self.tokens.shape[1]
+        return Experience(*(column[index, :width] for column in self))
+
+
+def policy_logprobs(
+    model: LanguageModel, tokens: Tensor, mask: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each response token under the distribution that is sampled from, and its entropy."""
+    return token_logprobs_from_hidden(model.hidden(tokens), model.head, tokens, mask, temperature)
+
+
+def state_values(model: ScalarModel, tokens: Tensor, mask: Tensor) -> Tensor:
+    """(B, T): the value of the state in which each response token is chosen."""
+    return values_before_tokens(model(tokens)) * mask
+
+
+@torch.no_grad()
+def judge(
+    rollout: Rollout,
+    policy: LanguageModel,
+    reference: LanguageModel,
+    value: ScalarModel,
+    temperature: float,
+    batch: int,
+) -> Judgement:
+    """Read the rollout once by each network, `batch` rows at a time.
+
+    The sampler's log-probabilities are not used: they come from cached decoding, whose rounding differs from
+    that of training, and the first ratio would not be 1.
+    """
+    parts = []
+    for tokens, mask in zip(rollout.tokens.split(batch), rollout.response_mask.split(batch), strict=True):
+        logprobs, entropy = policy_logprobs(policy, tokens, mask, temperature)
+        reference_logprobs, _ = policy_logprobs(reference, tokens, mask, temperature)
+        parts.append(Judgement(logprobs, reference_logprobs, state_values(value, tokens, mask), entropy))
+    return Judgement(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def counted_tokens(rollout: Rollout, truncated: Truncated) -> Tensor:
+    """(B, T): the response tokens that the losses see; "drop" leaves out answers without EOS."""
+    if truncated == "drop":
+        return rollout.response_mask & rollout.finished[:, None]
+    return rollout.response_mask
+
+
+def answer_rewards(scores: Tensor, finished: Tensor, truncated: Truncated, total) -> Tensor:
+    """WHITEN of the scores, with the treatment of answers that were cut off at the length limit.
+
+    Llama 2 §3.2.3; the paper does not say what happens to them. Their last token is not the EOS at which the
+    reward models learned to score. "score": taken as it is. "penalise": one standard deviation of the batch's
+    scores is subtracted, so that ending is worth learning. "drop": not learned from.
+    scores (B,), finished (B,) bool -> (B,).
+    """
+    whitened = whiten(scores, finished if truncated == "drop" else None, total=total)
+    return whitened - (~finished).float() if truncated == "penalise" else whitened

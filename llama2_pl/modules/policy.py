@@ -1,0 +1,128 @@
+"""What rejection sampling and PPO share: a policy that answers prompts, and frozen models that judge."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llama2_pl.checkpoints.ours import load_reward_model
+from llama2_pl.generation.sampler import Rollout
+from llama2_pl.model.config import ModelConfig
+from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.modules.base import LlamaModule, Network
+from llama2_pl.objectives.reward import combined_reward
+from llama2_pl.text.tokenizer import Tokenizer
+
+
+class RewardModels(NamedTuple):
+    """Frozen. Not nn.Module children of the module that uses them, so its checkpoints do not hold them."""
+
+    helpfulness: ScalarModel
+    safety: ScalarModel | None
+
+
+class Scored(NamedTuple):
+    """One row per answer, (B,) each."""
+
+    scores: Tensor  # the combined linear score, not whitened
+    helpfulness: Tensor
+    safety: Tensor  # NaN without a safety model
+    from_safety: Tensor  # bool: the combined score is the safety model's
+
+
+class PolicyModule(LlamaModule):
+    """Base of PPOModule and RejectionSamplingModule.
+
+    Reads from its hyper-parameters: policy, policy_backbone, helpfulness_reward, safety_reward, tokenizer,
+    safety_threshold, scoring_batch.
+    """
+
+    policy: LanguageModel
+    rewards: RewardModels | None = None
+
+    def setup(self, stage: str) -> None:
+        """Read the frozen models. They come from their files also on resume: checkpoints do not hold them."""
+        if self.rewards is None:
+            hp = self.hparams
+            safety = hp["safety_reward"]
+            self.rewards = RewardModels(
+                self.frozen(load_reward_model(hp["helpfulness_reward"])),
+                None if safety is None else self.frozen(load_reward_model(safety)),
+            )
+            self.eos_id = Tokenizer(hp["tokenizer"]).eos_id
+
+    def frozen(self, network: Network) -> Network:
+        """The network without gradients, in this run's precision, on this device and mesh."""
+        network = self.trainer.precision_plugin.convert_module(network)  # type: ignore[assignment]
+        return self.distributed(network.to(self.device).eval().requires_grad_(False))
+
+    def remember_configs(self, **configs: ModelConfig) -> None:
+        """Keep the sizes read from files, so that `load_from_checkpoint` needs none of them."""
+        self.hparams.update({name: config.to_dict() for name, config in configs.items()})
+
+    def saved_config(self, name: str) -> ModelConfig:
+        """The size of a network, known once a Trainer has read it from its file."""
+        if self.hparams[name] is None:
+            raise ValueError(
+                f"{name} is not known before a Trainer has read the network's file; run the module in a "
+                f"Trainer, or give {name}"
+            )
+        return ModelConfig.of(self.hparams[name])
+
+    def score(self, rollout: Rollout, is_safety: Tensor) -> Scored:
+        """R_c of each answer, not whitened. Llama 2 §3.2.3. is_safety (B,)."""
+        assert self.rewards is not None
+        hp = self.hparams
+        return score_rollout(self.rewards, rollout, is_safety, hp["safety_threshold"], hp["scoring_batch"])
+
+    def data_rank(self) -> int:
+        """This rank among those that see different rows."""
+        return (self.trainer.distributed_sampler_kwargs or {}).get("rank", 0)
+
+    def data_ranks(self) -> int:
+        """How many ranks see different rows."""
+        return (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+
+
+@torch.no_grad()
+def score_rollout(
+    rewards: RewardModels, rollout: Rollout, is_safety: Tensor, threshold: float, batch: int
+) -> Scored:
+    """Score each row by both models, `batch` rows at a time, and combine. Llama 2 §3.2.3.
+
+    Without a safety model every answer counts as safe and the helpfulness score stands.
+    """
+    helpfulness = score_rows(rewards.helpfulness, rollout, batch)
+    if rewards.safety is None:
+        certain = torch.full_like(helpfulness, torch.inf)
+        combined = combined_reward(certain, helpfulness, torch.zeros_like(is_safety), threshold)
+        return Scored(
+            combined.scores, helpfulness, torch.full_like(helpfulness, torch.nan), combined.from_safety
+        )
+    safety = score_rows(rewards.safety, rollout, batch)
+    combined = combined_reward(safety, helpfulness, is_safety, threshold)
+    return Scored(combined.scores, helpfulness, safety, combined.from_safety)
+
+
+def score_rows(model: ScalarModel, rollout: Rollout, batch: int) -> Tensor:
+    """(B,) linear scores of prompt and response, at the last token of each."""
+    parts = zip(rollout.tokens.split(batch), rollout.lengths.split(batch), strict=True)
+    return torch.cat([model.score(tokens, lengths) for tokens, lengths in parts])
+
+
+def seeded(*numbers: int) -> torch.Generator:
+    """A CPU generator that depends on the numbers and on nothing else: draws repeat after a restart."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def weights_fingerprint(network: nn.Module) -> str:
+    """Hash of every tensor's name, shape and first 256 values: other weights, other text, at little cost."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        start = tensor.detach().flatten()[:256].float().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {start.tolist()}".encode())
+    return digest.hexdigest()

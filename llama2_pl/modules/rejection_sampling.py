@@ -1,0 +1,243 @@
+"""Rejection sampling: K answers to each prompt, the best by the reward models. Llama 2 §3.2.3."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama2_pl.checkpoints.ours import load_language_model
+from llama2_pl.data.batches import PromptBatch
+from llama2_pl.generation.sampler import Rollout, generate, responses
+from llama2_pl.model.config import ModelConfig
+from llama2_pl.model.heads import LanguageModel
+from llama2_pl.modules.base import plain_arguments
+from llama2_pl.modules.policy import PolicyModule, Scored, seeded, weights_fingerprint
+from llama2_pl.text.tags import strip_control_tags
+from llama2_pl.text.tokenizer import Tokenizer
+
+
+class RejectionSamplingModule(PolicyModule):
+    """`trainer.predict` with this module writes K scored answers to every prompt; nothing is trained.
+
+    Llama 2 §3.2.3: K is not stated; Fig. 26 uses 20, Fig. 7 and 8 explore 1 to 100. The best temperature for an
+    RLHF model with 10 to 100 samples is 1.2 to 1.3, and moves with each version.
+    One file per batch, written whole or not at all: a killed run loses at most a batch, and the next run skips
+    what is done. Randomness depends on (seed, prompt, temperature) alone, so batch size and restarts change
+    nothing.
+
+    Args:
+        policy: checkpoint of the model that answers.
+        helpfulness_reward: checkpoint of the helpfulness reward model.
+        tokenizer: path of a SentencePiece tokenizer.model.
+        out: folder of the result files.
+        safety_reward: checkpoint of the safety reward model; None: helpfulness alone decides.
+        samples_per_prompt: K, shared evenly by the temperatures.
+        temperatures: of the samples.
+        top_p: nucleus; 1 keeps every token.
+        max_new_tokens: most tokens of an answer, EOS included.
+        safety_threshold: below this safety score an answer counts as unsafe.
+        scoring_batch: answers scored together.
+        generation_batch: most answers to a prompt that are sampled together; None: all of a temperature.
+        seed: of all samples.
+        policy_backbone: size of the policy; read from its file.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        helpfulness_reward: str,
+        tokenizer: str,
+        out: str,
+        safety_reward: str | None = None,
+        samples_per_prompt: int = 20,
+        temperatures: tuple[float, ...] = (1.2,),
+        top_p: float = 1.0,
+        max_new_tokens: int = 512,
+        safety_threshold: float = 0.15,
+        scoring_batch: int = 64,
+        generation_batch: int | None = None,
+        seed: int = 0,
+        policy_backbone: ModelConfig | None = None,
+    ) -> None:
+        super().__init__()
+        if not temperatures or samples_per_prompt % len(temperatures):
+            raise ValueError(
+                f"samples_per_prompt is {samples_per_prompt} and there are {len(temperatures)} temperatures: "
+                "give a multiple, so that each has as many samples"
+            )
+        self.save_hyperparameters(plain_arguments(locals()))
+
+    def build_networks(self) -> None:
+        if not self.attached:
+            self.policy = self.fresh(LanguageModel, self.saved_config("policy_backbone"))
+            return
+        policy = load_language_model(self.hparams["policy"])
+        self.remember_configs(policy_backbone=policy.config)
+        self.policy = self.distributed(policy)
+
+    def configure_optimizers(self) -> None:
+        """Nothing is trained."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, T) -> the policy's logits (B, T, V)."""
+        return self.policy(tokens)
+
+    def on_predict_start(self) -> None:
+        self._tokenizer = Tokenizer(self.hparams["tokenizer"])
+        self._run_key = run_key(dict(self.hparams), weights_fingerprint(self.policy))
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """One row per prompt: its index, its answers with their scores, and which is best."""
+        number = batch_idx * self.data_ranks() + self.data_rank()
+        path = Path(self.hparams["out"]) / f"batch-{number:06d}.json"
+        index = batch.index.tolist()
+        done = finished_rows(path, self._run_key, index)
+        if done is not None:
+            return done
+        prompts = zip(batch.prompts, batch.is_safety.tolist(), index, strict=True)
+        rows = [self.answer(prompt, is_safety, i) for prompt, is_safety, i in prompts]
+        write_whole(path, json.dumps({"run": self._run_key, "rows": rows}, ensure_ascii=False))
+        return rows
+
+    def answer(self, prompt: list[int], is_safety: bool, index: int) -> dict[str, Any]:
+        """K answers to one prompt and their scores, as plain types."""
+        samples: list[dict[str, Any]] = []
+        tag = torch.tensor([is_safety], device=self.device)
+        for number, temperature in enumerate(self.hparams["temperatures"]):
+            rollout = self._sample(prompt, temperature, seeded(self.hparams["seed"], index, number))
+            scored = self.score(rollout, tag.expand(len(rollout.tokens)))
+            samples += self._samples(rollout, scored, temperature)
+        return {
+            "index": index,
+            "is_safety": is_safety,
+            "messages": self._messages(index),
+            "samples": samples,
+            "best": best_sample(samples),
+        }
+
+    def _sample(self, prompt: list[int], temperature: float, generator: torch.Generator) -> Rollout:
+        hp = self.hparams
+        return generate(
+            self.policy,
+            [prompt],
+            max_new_tokens=hp["max_new_tokens"],
+            eos_id=self.eos_id,
+            temperature=temperature,
+            top_p=hp["top_p"],
+            samples_per_prompt=hp["samples_per_prompt"] // len(hp["temperatures"]),
+            generator=generator,
+            max_batch=hp["generation_batch"],
+        )
+
+    def _samples(self, rollout: Rollout, scored: Scored, temperature: float) -> list[dict[str, Any]]:
+        columns = zip(
+            responses(rollout),
+            rollout.finished.tolist(),
+            *(column.tolist() for column in scored),
+            strict=True,
+        )
+        return [
+            {
+                "text": self._tokenizer.decode(ids).strip(),
+                "ids": ids,
+                "temperature": temperature,
+                "finished": finished,
+                "score": score,
+                "helpfulness": helpfulness,
+                "safety": None if math.isnan(safety) else safety,  # JSON has no NaN
+                "from_safety": from_safety,
+            }
+            for ids, finished, score, helpfulness, safety, from_safety in columns
+        ]
+
+    def _messages(self, index: int) -> list[dict[str, str]] | None:
+        """The prompt's dialogue, where the data module keeps one."""
+        rows = getattr(getattr(self.trainer, "datamodule", None), "rows", None)
+        return None if rows is None else [message._asdict() for message in rows[index].prompt.messages]
+
+
+def best_sample(samples: list[dict[str, Any]]) -> int | None:
+    """The finished sample with the highest score, the first of equals; None where none ended by itself.
+
+    Our choice: an answer that was cut off may score well, but fine-tuning on it teaches to stop mid-sentence.
+    """
+    finished = [k for k, sample in enumerate(samples) if sample["finished"] and sample["text"]]
+    return max(finished, key=lambda k: samples[k]["score"]) if finished else None
+
+
+def run_key(hyper_parameters: dict[str, Any], fingerprint: str) -> str:
+    """Names what a batch file depends on: settings and weights, but not where the file lies or how it is cut."""
+    free = {"out", "scoring_batch", "generation_batch"}
+    settings = {key: value for key, value in hyper_parameters.items() if key not in free}
+    text = json.dumps([settings, fingerprint], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def finished_rows(path: Path, key: str, index: list[int]) -> list[dict[str, Any]] | None:
+    """The rows of a batch file of this very run and these prompts; None where they must be made."""
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text(encoding="utf-8"))
+    same = content["run"] == key and [row["index"] for row in content["rows"]] == index
+    return content["rows"] if same else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside the target and rename: a reader or a kill never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def merge_winners(folder: str | list[str], out: str) -> int:
+    """Write the best answer to each prompt as a dialogue to fine-tune on; how many there are.
+
+    Llama 2 §3.2.3: from version 4 on, the winners of all earlier iterations are kept, against forgetting: give
+    one folder per iteration. Control tags are cut from the answers: text of a model may not forge turns.
+
+    Args:
+        folder: where RejectionSamplingModule wrote its batch files; or several of them.
+        out: the jsonl to write, one {"messages": [...]} a line, for the dialogue data module.
+    """
+    folders = [folder] if isinstance(folder, str) else folder
+    dialogues = [_winning_dialogue(row, name) for name in folders for row in read_rows(name)]
+    winners = [dialogue for dialogue in dialogues if dialogue is not None]
+    write_whole(Path(out), "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in winners))
+    return len(winners)
+
+
+def read_rows(folder: str) -> list[dict[str, Any]]:
+    """The rows of all batch files of a folder, which must be of one run."""
+    paths = sorted(Path(folder).glob("batch-*.json"))
+    if not paths:
+        raise ValueError(
+            f"{folder}: no batch-*.json in it; give the `out` folder of a RejectionSamplingModule"
+        )
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    for path, content in zip(paths, contents, strict=True):
+        if content["run"] != contents[0]["run"]:
+            raise ValueError(
+                f"{path}: of another run than {paths[0].name}; remove the folder and sample again"
+            )
+    return [row for content in contents for row in content["rows"]]
+
+
+def _winning_dialogue(row: dict[str, Any], folder: str) -> dict[str, Any] | None:
+    if row["best"] is None:
+        return None
+    if row["messages"] is None:
+        raise ValueError(
+            f"{folder}: prompt {row['index']} has no messages; predict with a data module whose `rows` hold them"
+        )
+    answer = strip_control_tags(row["samples"][row["best"]]["text"])
+    return {"messages": [*row["messages"], {"role": "assistant", "content": answer}]}

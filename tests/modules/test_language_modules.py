@@ -1,0 +1,225 @@
+"""PretrainModule and SFTModule in a real Trainer."""
+
+from __future__ import annotations
+
+import math
+
+import lightning as L
+import pytest
+import torch
+
+from llama2_pl.data.batches import Batch
+from llama2_pl.modules import PretrainModule, SFTModule
+from llama2_pl.objectives.language import next_token_loss
+
+
+def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def fresh(config, kind: type[PretrainModule] = PretrainModule, **options) -> PretrainModule:
+    """A module with built networks, of the same weights each time."""
+    L.seed_everything(0, verbose=False)
+    module = kind(config, **{"lr": 1e-2, "warmup_steps": 1, **options})
+    module.configure_model()
+    return module
+
+
+def assert_same_weights(module, expected, atol: float) -> None:
+    for name, value in weights(expected).items():
+        torch.testing.assert_close(
+            weights(module)[name], value, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def joined(batches: list[Batch]) -> Batch:
+    return Batch(*(torch.cat(column) for column in zip(*batches, strict=True)))
+
+
+def test_networks_are_built_once_and_not_before_configure_model(config):
+    module = PretrainModule(config)
+    assert not list(module.parameters())
+    module.configure_model()
+    first = module.model
+    module.configure_model()
+    assert module.model is first
+
+
+def test_a_preset_name_or_a_dict_is_a_backbone_too(config):
+    assert PretrainModule("tiny").hparams["backbone"]["dim"] == 64  # type: ignore[arg-type]
+    assert PretrainModule(config.to_dict()).hparams["backbone"] == config.to_dict()
+
+
+def test_unequal_micro_batches_give_the_step_of_one_big_batch(config, trainer, make):
+    # 4 micro-batches with 11, 1, 5 and 0 targets per row; a mean of means would weigh the 1 like the 11.
+    batches = [make.tokens(targets=n, seed=n) for n in (11, 1, 5, 0)]
+    accumulated, whole = fresh(config), fresh(config)
+    options = {"max_steps": 1, "gradient_clip_val": 1.0}
+    trainer(accumulate_grad_batches=4, **options).fit(accumulated, make.loader(batches))
+    trainer(**options).fit(whole, make.loader([joined(batches)]))
+    assert_same_weights(accumulated, whole, atol=1e-6)
+
+
+def test_an_incomplete_last_window_is_a_mean_over_its_own_targets(config, trainer, make):
+    # 6 batches by 4: the second step has two batches, though Lightning divides them by 4.
+    # A huge clip value leaves the gradients alone; SGD shows their size, which AdamW would hide.
+    class WithSGD(PretrainModule):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    batches = [make.tokens(targets=1 + n, seed=n) for n in range(6)]
+    accumulated, whole = fresh(config, WithSGD), fresh(config, WithSGD)
+    trainer(accumulate_grad_batches=4, max_epochs=1).fit(accumulated, make.loader(batches))
+    trainer(max_epochs=1).fit(whole, make.loader([joined(batches[:4]), joined(batches[4:])]))
+    assert_same_weights(accumulated, whole, atol=1e-6)
+
+
+def test_clipping_sees_the_gradient_of_the_mean(config, trainer, make):
+    norms = []
+
+    class Watch(L.Callback):
+        def on_before_zero_grad(self, trainer, module, optimizer):
+            grads = [p.grad for p in module.parameters() if p.grad is not None]
+            norms.append(torch.nn.utils.get_total_norm(grads).item() if grads else 0.0)
+
+    options = {"max_steps": 2, "callbacks": [Watch()], "gradient_clip_val": 0.01}
+    trainer(**options).fit(fresh(config), make.loader([make.tokens()] * 2))
+    assert max(norms) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_logged_loss_is_the_mean_over_targets_and_tokens_add_up(config, trainer, make):
+    batches = [make.tokens(targets=11, seed=1), make.tokens(targets=1, seed=2)]
+    module = fresh(config)
+    with torch.no_grad():
+        sums = [next_token_loss(module(b.tokens), b.tokens, b.loss_mask) for b in batches]
+    run = trainer(accumulate_grad_batches=2, max_steps=1)
+    run.fit(module, make.loader(batches))
+    expected = sum(s.item() for s, _ in sums) / 24  # 2 rows x (11 + 1) targets
+    assert run.callback_metrics["train/loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert run.callback_metrics["train/tokens"].item() == 48
+    assert run.callback_metrics["train/lr"].item() == pytest.approx(1e-2)
+
+
+def test_validation_weighs_by_target(config, trainer, make):
+    batches = [
+        make.tokens(targets=11, seed=1),
+        make.tokens(targets=1, seed=2),
+        make.tokens(targets=0, seed=3),
+    ]
+    module = fresh(config)
+    with torch.no_grad():
+        whole = joined(batches)
+        total, count = next_token_loss(module(whole.tokens), whole.tokens, whole.loss_mask)
+    (logged,) = trainer().validate(module, make.loader(batches), verbose=False)
+    assert logged["val/loss"] == pytest.approx((total / count).item(), rel=1e-5)
+    assert logged["val/ppl"] == pytest.approx(math.exp((total / count).item()), rel=1e-5)
+
+
+def test_sft_memorises_a_few_answers(config, trainer, make):
+    batch = make.tokens(rows=4, targets=8)
+    module = SFTModule(config, lr=1e-2)
+    run = trainer(max_steps=60)
+    run.fit(module, make.loader([batch] * 60))
+    assert run.callback_metrics["train/loss"] < 0.1
+    predicted = module(batch.tokens).argmax(-1)[:, :-1]
+    assert (predicted == batch.tokens[:, 1:])[batch.loss_mask[:, 1:]].float().mean() > 0.98
+
+
+def test_prompt_tokens_are_no_targets(config, trainer, make):
+    # Only the last token of each row counts; giving other *targets* to the rest, with the same inputs, is
+    # done by changing token 11, which is no input of any counted position but its own.
+    batch = make.tokens(rows=2, length=12, targets=6)
+    changed = batch._replace(tokens=batch.tokens.clone())
+    changed.tokens[:, 8:] = (changed.tokens[:, 8:] + 5) % 200 + 3
+    modules = [fresh(config), fresh(config)]
+    for module, data in zip(modules, [batch, changed], strict=True):
+        trainer(max_steps=1).fit(module, make.loader([data]))
+    for name, expected in weights(modules[0]).items():
+        torch.testing.assert_close(
+            weights(modules[1])[name],
+            expected,
+            rtol=0,
+            atol=1e-7,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+def test_packed_documents_do_not_see_each_other(config, make):
+    module = fresh(config)
+    batch = make.tokens(rows=1, length=10)
+    documents = torch.tensor([[0] * 4 + [1] * 6], dtype=torch.int32)
+    other = batch.tokens.clone()
+    other[:, :4] = 7
+    for tokens in (batch.tokens, other):
+        mask = batch.loss_mask & (documents == 1)
+        mask[:, 4] = False
+        loss, _ = module.loss(Batch(tokens, mask, documents))
+        alone, _ = module.loss(Batch(tokens[:, 4:], mask[:, 4:], torch.zeros(1, 6, dtype=torch.int32)))
+        torch.testing.assert_close(loss, alone)
+
+
+def test_two_runs_of_two_steps_equal_one_of_four_to_the_last_bit(config, trainer, make, tmp_path):
+    batches = [make.tokens(seed=n) for n in range(4)]
+    whole, path = fresh(config, warmup_steps=2), str(tmp_path / "half.ckpt")
+    trainer(max_steps=4).fit(whole, make.loader(batches))
+
+    class StopAt2(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step == 2
+
+    half = trainer(max_steps=4, callbacks=[StopAt2()], min_epochs=0)
+    half.fit(fresh(config, warmup_steps=2), make.loader(batches))
+    assert half.global_step == 2
+    half.save_checkpoint(path)
+    resumed = PretrainModule(config, lr=1e-2, warmup_steps=2)  # other random weights, to be replaced
+    run = trainer(max_steps=4)
+    # a plain loader is not forwarded by Lightning: its first batch is the next one
+    run.fit(resumed, make.loader(batches[2:] * 2), ckpt_path=path)
+    for name, expected in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], expected), name
+    assert run.callback_metrics["train/tokens"].item() == 4 * 24
+
+
+def test_init_from_gives_the_weights_in_a_trainer_only(config, trainer, make, save):
+    start = fresh(config)
+    path = save(start, "start.ckpt")
+    L.seed_everything(1, verbose=False)
+    module = SFTModule(config, init_from=path, lr=0.0, weight_decay=0.0)
+    trainer(max_steps=1).fit(module, make.loader([make.tokens()]))
+    assert all(torch.equal(weights(module)[name], value) for name, value in weights(start).items())
+    alone = SFTModule(config, init_from="nowhere.ckpt")
+    alone.configure_model()
+
+
+def test_init_from_another_architecture_names_the_field(config, trainer, make, save):
+    path = save(fresh(config), "start.ckpt")
+    wider = SFTModule({**config.to_dict(), "n_layers": 3}, init_from=path)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"start\.ckpt: its n_layers is 2 and backbone\.n_layers is 3"):
+        trainer(max_steps=1).fit(wider, make.loader([make.tokens()]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": 5e-3},
+        {"min_lr_ratio": 0.9},
+        {"warmup_steps": 2},
+        {"betas": (0.5, 0.5)},
+        {"eps": 1e-1},
+        {"weight_decay": 5.0},
+    ],
+)
+def test_each_hyper_parameter_changes_the_weights(config, trainer, make, change):
+    batches, results = [make.tokens(seed=n) for n in range(3)], []
+    for options in ({}, change):
+        module = fresh(config, **options)
+        trainer(max_steps=3).fit(module, make.loader(batches))
+        results.append(module.model.backbone.layers[0].attention.wq.weight.detach().clone())
+    assert not torch.equal(*results)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_runs_in_lower_precision_and_dry(config, trainer, make, precision):
+    run = trainer(fast_dev_run=2, precision=precision)
+    run.fit(fresh(config), make.loader([make.tokens()] * 2), make.loader([make.tokens()] * 2))
+    assert run.callback_metrics["train/loss"].isfinite() and run.callback_metrics["val/loss"].isfinite()

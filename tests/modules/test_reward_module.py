@@ -1,0 +1,123 @@
+"""RewardModule: losses, reports and a run that learns."""
+
+from __future__ import annotations
+
+import math
+
+import lightning as L
+import pytest
+import torch
+
+from llama2_pl.modules import PretrainModule, RewardModule
+from llama2_pl.modules.reward import accuracy_report
+
+NAN = float("nan")
+
+
+def fresh(config, **options) -> RewardModule:
+    L.seed_everything(0, verbose=False)
+    module = RewardModule(config, **options)
+    module.configure_model()
+    return module
+
+
+def test_it_learns_which_rows_are_chosen(config, trainer, make):
+    module = fresh(config, lr=3e-3)
+    batches = [make.pairs(8, seed=n) for n in range(25)]
+    trainer(max_steps=25).fit(module, make.loader(batches))
+    (logged,) = trainer().validate(module, make.loader([make.pairs(16, seed=99)]), verbose=False)
+    assert logged["val/accuracy"] == 1.0
+    assert logged["val/loss"] < 0.3
+
+
+def test_the_score_is_read_at_the_last_real_token(config, make):
+    module, batch = fresh(config), make.pairs(3)
+    scores = module(batch.tokens, batch.lengths)
+    for row, length in enumerate(batch.lengths.tolist()):
+        alone = module.model(batch.tokens[row : row + 1, :length])[0, -1]
+        torch.testing.assert_close(scores[row], alone, rtol=1e-5, atol=1e-6)
+    padded = batch.tokens.clone()
+    padded[torch.arange(10) >= batch.lengths[:, None]] = 77
+    torch.testing.assert_close(module(padded, batch.lengths), scores)
+
+
+def test_the_loss_follows_margin_and_safety_weight(config):
+    # chosen 1, rejected 0, significantly better: margins 0, 1, 3 -> 0.313262, 0.693147, 2.126928;
+    # safe 1 costs 0.313262 and unsafe 0 costs ln 2: their mean is 0.503205
+    scores, rating = torch.tensor([1.0, 0.0]), torch.tensor([0])
+    is_safe = torch.tensor([1.0, 0.0])
+    for margin, loss in {"none": 0.313262, "small": 0.693147, "large": 2.126928}.items():
+        module = RewardModule(config, margin=margin)  # type: ignore[arg-type]
+        assert module.loss(scores, rating, is_safe).item() == pytest.approx(loss, abs=1e-5)
+    module = RewardModule(config, margin="none", safety_loss_weight=2.0)
+    assert module.loss(scores, rating, is_safe).item() == pytest.approx(0.313262 + 2 * 0.503205, abs=1e-5)
+
+
+def test_safety_labels_teach_the_sign_of_the_score(config, trainer, make):
+    # Every chosen row is safe and every rejected row unsafe: recall of unsafe at score 0.5 becomes 1.
+    labels = torch.tensor([1.0] * 8 + [0.0] * 8)
+    batches = [make.pairs(8, seed=n, is_safe=labels) for n in range(25)]
+    module = fresh(config, lr=3e-3, safety_loss_weight=1.0)
+    trainer(max_steps=25).fit(module, make.loader(batches))
+    (logged,) = trainer().validate(
+        module, make.loader([make.pairs(8, seed=99, is_safe=labels)]), verbose=False
+    )
+    assert logged["val/unsafe_recall"] == 1.0
+
+
+def test_the_report_by_hand():
+    # chosen, rejected, rating, source, chosen safe, rejected safe
+    rows = torch.tensor(
+        [
+            [2.0, 1.0, 0, 0, 1.0, 0.0],  # right; the unsafe row scores 1 > 0: missed
+            [0.0, 1.0, 0, 1, NAN, NAN],  # wrong
+            [3.0, -1.0, 3, 1, 0.0, 0.0],  # right; unsafe rows score 3 (missed) and -1 (found)
+        ]
+    )
+    report = accuracy_report(rows, ["meta"])
+    assert report == {
+        "val/accuracy": pytest.approx(2 / 3),
+        "val/accuracy/significantly_better": 0.5,
+        "val/accuracy/negligibly_better": 1.0,
+        "val/accuracy/meta": 1.0,
+        "val/accuracy/source_1": 0.5,
+        "val/unsafe_recall": pytest.approx(1 / 3),
+    }
+    assert "val/unsafe_recall" not in accuracy_report(rows[1:2])
+
+
+def test_validation_loss_is_over_all_pairs(config, trainer, make):
+    module = fresh(config)
+    batches = [make.pairs(8, seed=1), make.pairs(2, seed=2)]
+    (logged,) = trainer().validate(module, make.loader(batches), verbose=False)
+    with torch.no_grad():
+        differences = []
+        for batch in batches:
+            chosen, rejected = module(batch.tokens, batch.lengths).chunk(2)
+            margin = torch.tensor([1, 2 / 3, 1 / 3, 0])[batch.rating]
+            differences += (chosen - rejected - margin).tolist()
+    expected = sum(math.log(1 + math.exp(-d)) for d in differences) / 10
+    assert logged["val/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_it_starts_from_the_backbone_of_a_chat_checkpoint(config, trainer, make, save):
+    chat = PretrainModule(config)
+    path = save(chat, "chat.ckpt")
+    L.seed_everything(5, verbose=False)
+    module = RewardModule(config, init_from=path, lr=0.0)
+    trainer(max_steps=1).fit(module, make.loader([make.pairs()]))
+    for name, value in chat.model.backbone.state_dict().items():
+        assert torch.equal(module.model.backbone.state_dict()[name], value), name
+
+
+def test_warm_up_is_three_percent_and_at_least_five_steps(config):
+    module = RewardModule(config)
+    assert (module.warmup(50), module.warmup(1000)) == (5, 30)
+    assert RewardModule(config, min_warmup_steps=20).warmup(50) == 20
+    assert RewardModule(config, warmup_ratio=0.5).warmup(50) == 25
+
+
+def test_it_runs_dry_and_in_bfloat16(config, trainer, make):
+    run = trainer(fast_dev_run=True, precision="bf16-mixed")
+    run.fit(fresh(config), make.loader([make.pairs()]), make.loader([make.pairs()]))
+    assert run.callback_metrics["train/loss"].isfinite() and run.callback_metrics["val/loss"].isfinite()
