@@ -45,7 +45,7 @@ class ModelConfig:
             raise ValueError(f"dim / n_heads is {self.head_dim}; RoPE rotates pairs, so it must be even")
         if self.kv_heads < 1 or self.n_heads % self.kv_heads:
             raise ValueError(
-                f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}; each kv head serves a whole group"
+                f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}; each kv head serves a group"
             )
 
     @property
@@ -85,7 +85,9 @@ class ModelConfig:
             return PRESETS[config]
         unknown = set(config) - set(cls.__dataclass_fields__)
         if unknown:
-            raise ValueError(f"unknown model key {min(unknown)!r}; there are {', '.join(cls.__dataclass_fields__)}")
+            raise ValueError(
+                f"unknown model key {min(unknown)!r}; there are {', '.join(cls.__dataclass_fields__)}"
+            )
         return cls(**config)
 
 

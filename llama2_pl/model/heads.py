@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from llama2_pl.model.cache import KVCache
 from llama2_pl.model.config import ModelConfig
-from llama2_pl.model.layers import INIT_STD
+from llama2_pl.model.layers import INIT_STD, normal_
 from llama2_pl.model.transformer import Transformer
 
 
@@ -18,7 +18,7 @@ class Head(nn.Linear):
         super().__init__(dim, out, bias=False)
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, 0.0, INIT_STD)
+        normal_(self.weight, INIT_STD)
 
 
 class LanguageModel(nn.Module):

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from llama2_pl.model.cache import KVCache
 from llama2_pl.model.config import ModelConfig
@@ -66,7 +68,7 @@ class RoPE(nn.Module):
         self.angles = torch.outer(position, frequency).float().repeat(1, 2)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[override]
-        # .to(bfloat16) moves the table but must not round it; a table on the meta device is made anew.
+        # .to(bfloat16) moves the table but must not round it.
         super()._apply(fn, recurse)
         if self.angles.dtype != torch.float32:
             self.reset_parameters()
@@ -144,8 +146,21 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.feed_forward = FeedForward(config)
+        # Set by `parallelize`. A flag, since torch's checkpoint_wrapper would change the names of the parameters.
+        self.recompute = False
 
     def forward(
+        self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
+        """Keeps no activations for the backward pass where `recompute` is set; never so with a cache."""
+        if not self.recompute or cache is not None or not torch.is_grad_enabled():
+            return self._transform(x, rotation, mask, cache, layer)
+        # There is no dropout, hence no random state to keep.
+        return checkpoint(  # type: ignore[return-value]
+            self._transform, x, rotation, mask, None, layer, use_reentrant=False, preserve_rng_state=False
+        )
+
+    def _transform(
         self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: KVCache | None, layer: int
     ) -> Tensor:
         h = x + self.attention(self.attention_norm(x), rotation, mask, cache, layer)
@@ -161,4 +176,18 @@ def init_weights(module: nn.Module, n_layers: int) -> None:
         if parameter.dim() < 2:
             continue
         residual = name.endswith(("wo.weight", "w2.weight"))
-        nn.init.normal_(parameter, 0.0, INIT_STD / math.sqrt(2 * n_layers) if residual else INIT_STD)
+        normal_(parameter, INIT_STD / math.sqrt(2 * n_layers) if residual else INIT_STD)
+
+
+@torch.no_grad()
+def normal_(parameter: Tensor, std: float) -> None:
+    """Draw from normal(0, std) in place.
+
+    torch gives the shards of one matrix different numbers on a GPU only; on a CPU mesh every rank would draw the
+    same, so there the first rank draws the whole.
+    """
+    if isinstance(parameter, DTensor) and parameter.device.type == "cpu":
+        whole = torch.empty(parameter.shape, dtype=parameter.dtype).normal_(0.0, std)
+        parameter.copy_(distribute_tensor(whole, parameter.device_mesh, parameter.placements))
+    else:
+        parameter.normal_(0.0, std)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Replicate
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Replicate, distribute_module
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.model.layers import Block
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -51,15 +56,33 @@ def parallelize(model: Network, plan: ParallelPlan, mesh: DeviceMesh | None = No
     assert isinstance(model, LanguageModel | ScalarModel)
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
         _tensor_parallel(model, mesh["tensor_parallel"])
-    blocks = model.backbone.layers
-    for number, block in enumerate(blocks):
-        if plan.activation_checkpointing:
-            blocks[number] = checkpoint_wrapper(block)
+    for block in _blocks(model):
+        block.recompute = plan.activation_checkpointing
         if plan.compile:
-            blocks[number].compile()
+            block.compile()
     if mesh is not None and mesh["data_parallel"].size() > 1:
         _shard(model, plan, mesh["data_parallel"])
     return model
+
+
+def _blocks(model: LanguageModel | ScalarModel) -> list[Block]:
+    return list(model.backbone.layers)  # type: ignore[arg-type]
+
+
+class Replicated(ParallelStyle):
+    """Parameters that every rank holds whole, as DTensors: optimizers and clipping take no mixture with tensors."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        # torch's hooks may return what replaces inputs and output; its annotation does not say so.
+        return distribute_module(module, device_mesh, None, self._enter, self._leave)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _enter(module: nn.Module, inputs: tuple[Tensor, ...], mesh: DeviceMesh) -> tuple[Tensor, ...]:
+        return tuple(DTensor.from_local(tensor, mesh, [Replicate()], run_check=False) for tensor in inputs)
+
+    @staticmethod
+    def _leave(module: nn.Module, output: Any, mesh: DeviceMesh) -> Tensor:
+        return output.to_local()
 
 
 def _tensor_parallel(model: LanguageModel | ScalarModel, mesh: DeviceMesh) -> None:
@@ -78,20 +101,24 @@ def _tensor_parallel(model: LanguageModel | ScalarModel, mesh: DeviceMesh) -> No
         "feed_forward.w1": ColwiseParallel(),
         "feed_forward.w3": ColwiseParallel(),
         "feed_forward.w2": RowwiseParallel(),
+        "attention_norm": Replicated(),
+        "ffn_norm": Replicated(),
     }
-    for block in model.backbone.layers:
+    for block in _blocks(model):
         parallelize_module(block, mesh, block_plan)
-    parallelize_module(model.backbone, mesh, {"embedding": RowwiseParallel(input_layouts=Replicate())})
-    if isinstance(model, LanguageModel):
-        parallelize_module(model, mesh, {"head": ColwiseParallel(output_layouts=Replicate())})
+    outer = {"embedding": RowwiseParallel(input_layouts=Replicate()), "norm": Replicated()}
+    parallelize_module(model.backbone, mesh, outer)
+    head = ColwiseParallel(output_layouts=Replicate()) if isinstance(model, LanguageModel) else Replicated()
+    parallelize_module(model, mesh, {"head": head})
 
 
-def _shard(model: nn.Module, plan: ParallelPlan, mesh: DeviceMesh) -> None:
+def _shard(model: LanguageModel | ScalarModel, plan: ParallelPlan, mesh: DeviceMesh) -> None:
     """FSDP2: a unit per block, and the rest with the root."""
-    bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    # The blocks' inputs have the right type already; casting them would round RoPE's cosines, which stay fp32.
+    bf16 = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = bf16 if plan.bf16_parameters else MixedPrecisionPolicy()
-    for block in model.backbone.layers:  # type: ignore[union-attr]
+    for block in _blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    # `hidden` is how losses call the network; FSDP2 gathers the root's parameters only around registered methods.
-    torch.distributed.fsdp.register_fsdp_forward_method(model, "hidden" if isinstance(model, LanguageModel) else "score")
+    # Losses call `hidden` and `score`; FSDP2 gathers the root's parameters only around methods that it knows.
+    register_fsdp_forward_method(model, "hidden" if isinstance(model, LanguageModel) else "score")
