@@ -1,0 +1,276 @@
+"""The backbone and its heads against transformers' Llama, numbers by hand, and its own full forward."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llama2_pl.checkpoints.keys import entries
+from llama2_pl.model.cache import KVCache
+from llama2_pl.model.config import PRESETS, ModelConfig
+from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.model.layers import RMSNorm, RoPE, rotate
+from llama2_pl.model.transformer import positions_in_documents
+
+GQA = ModelConfig(dim=48, n_layers=3, n_heads=6, n_kv_heads=2, vocab_size=61, multiple_of=8, max_seq_len=64)
+MHA = ModelConfig(dim=48, n_layers=3, n_heads=6, vocab_size=61, multiple_of=8, max_seq_len=64)
+
+
+def lively(config: ModelConfig = GQA) -> LanguageModel:
+    """A model whose logits are of size 1 and more, with gains that are not 1."""
+    torch.manual_seed(0)
+    model = LanguageModel(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, 0.0, 1.5 / math.sqrt(parameter.shape[1]))
+        else:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return model.eval().requires_grad_(False)
+
+
+def tokens(batch: int = 2, time: int = 20) -> Tensor:
+    return torch.randint(61, (batch, time), generator=torch.Generator().manual_seed(1))
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    # 7B, 13B and 70B: the sizes of the released weights. 34B: Code Llama 34B's.
+    [("7B", 6_738_415_616), ("13B", 13_015_864_320), ("34B", 33_743_970_304), ("70B", 68_976_648_192)],
+)
+def test_parameter_counts_are_those_of_the_release(name: str, count: int) -> None:
+    config = PRESETS[name]
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    assert config.num_parameters() == count
+
+
+@pytest.mark.parametrize(
+    ("config", "hidden"),
+    [("7B", 11008), ("13B", 13824), ("34B", 22016), ("70B", 28672)],
+)
+def test_ffn_hidden_sizes_are_those_of_the_release(config: str, hidden: int) -> None:
+    assert PRESETS[config].ffn_hidden == hidden
+
+
+@pytest.mark.parametrize("config", [MHA, GQA], ids=["MHA", "GQA"])
+def test_logits_equal_those_of_transformers(config: ModelConfig) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    ours = lively(config)
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=61,
+            hidden_size=48,
+            intermediate_size=config.ffn_hidden,
+            num_hidden_layers=3,
+            num_attention_heads=6,
+            num_key_value_heads=config.kv_heads,
+            rms_norm_eps=1e-5,
+            max_position_embeddings=64,
+        )
+    ).eval()
+    weights = ours.state_dict()
+    theirs.load_state_dict({entry.hugging_face: weights[entry.ours] for entry in entries(3)})
+    with torch.no_grad():
+        expected = theirs(tokens()).logits
+    assert expected.std() > 0.5
+    close(ours(tokens()), expected)
+
+
+def test_future_tokens_do_not_change_past_logits() -> None:
+    model, first = lively(), tokens()
+    second = first.clone()
+    second[:, 12:] = (second[:, 12:] + 1) % 61
+    before, after = model(first), model(second)
+    assert torch.equal(before[:, :12], after[:, :12])
+    assert not torch.isclose(before[:, 12:], after[:, 12:]).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_decoding_with_a_cache_equals_the_full_forward(chunk: int) -> None:
+    model, ids = lively(), tokens()
+    cache = KVCache(GQA, batch=2, slots=20)
+    parts = [model(ids[:, :8], cache=cache)]
+    parts += [model(part, cache=cache) for part in ids[:, 8:].split(chunk, 1)]
+    close(torch.cat(parts, 1), model(ids))
+    assert cache.length == 20
+
+
+def test_left_padded_rows_with_a_cache_equal_each_row_alone() -> None:
+    model, ids, pads = lively(), tokens(3, 12), torch.tensor([0, 4, 7])
+    key_mask = torch.arange(12) >= pads[:, None]
+    cache = KVCache(GQA, batch=3, slots=12)
+    parts = [model(ids[:, :9], key_mask=key_mask[:, :9], cache=cache)]
+    parts += [model(ids[:, t : t + 1], key_mask=key_mask[:, : t + 1], cache=cache) for t in range(9, 12)]
+    found, at_once = torch.cat(parts, 1), model(ids, key_mask=key_mask)
+    for row, pad in enumerate(pads.tolist()):
+        alone = model(ids[row : row + 1, pad:])[0]
+        close(found[row, pad:], alone)
+        close(at_once[row, pad:], alone)
+
+
+def test_a_cache_that_is_full_says_so() -> None:
+    with pytest.raises(ValueError, match="the cache has 4 slots and needs 5"):
+        lively()(tokens(1, 5), cache=KVCache(GQA, batch=1, slots=4))
+
+
+def test_selected_cache_rows_decode_as_those_rows_do() -> None:
+    model, ids = lively(), tokens(3, 10)
+    cache = KVCache(GQA, batch=3, slots=10)
+    model(ids[:, :9], cache=cache)
+    rows = torch.tensor([2, 0, 0])
+    chosen = cache.select(rows)
+    assert (chosen.length, chosen.slots) == (9, 10)
+    close(model(ids[rows, 9:], cache=chosen), model(ids[rows])[:, 9:])
+    # the copy is the caller's own: the first cache is where it was
+    close(model(ids[:, 9:], cache=cache), model(ids)[:, 9:])
+
+
+def test_documents_do_not_see_each_other_and_positions_restart() -> None:
+    model, ids = lively(), tokens(1, 14)
+    document_ids = torch.tensor([[0] * 6 + [1] * 5 + [-1] * 3])
+    packed = model(ids, document_ids=document_ids)
+    close(packed[:, :6], model(ids[:, :6]))
+    close(packed[:, 6:11], model(ids[:, 6:11]))
+    changed = ids.clone()
+    changed[:, :6] = (changed[:, :6] + 1) % 61
+    assert torch.equal(model(changed, document_ids=document_ids)[:, 6:], packed[:, 6:])
+
+
+def test_positions_restart_with_each_document() -> None:
+    ids = torch.tensor([[3, 3, 3, 5, 5, 3, -1, -1], [0, 1, 1, 1, 1, 1, 1, 1]])
+    expected = [[0, 1, 2, 0, 1, 0, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6]]
+    assert positions_in_documents(ids).tolist() == expected
+
+
+def test_rows_of_padding_only_give_no_nan() -> None:
+    model, ids = lively(), tokens()
+    nothing = torch.zeros(2, 20, dtype=torch.bool)
+    assert model(ids, key_mask=nothing).isfinite().all()
+    assert model(ids, document_ids=torch.full((2, 20), -1)).isfinite().all()
+
+
+def test_rope_turns_pair_i_and_i_plus_half_by_position_times_theta_to_the_minus_2i_over_k() -> None:
+    rope = RoPE(ModelConfig(dim=4, n_layers=1, n_heads=1, vocab_size=4, rope_theta=100.0, max_seq_len=8))
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    # K = 4: pair (0, 2) turns by the position, pair (1, 3) by position * 100 ** -0.5 = position / 10
+    at = 3
+    c0, s0, c1, s1 = math.cos(at), math.sin(at), math.cos(at / 10), math.sin(at / 10)
+    expected = torch.tensor([1 * c0 - 3 * s0, 2 * c1 - 4 * s1, 3 * c0 + 1 * s0, 4 * c1 + 2 * s1])
+    found = rotate(x.expand(1, 1, 1, 4), rope(torch.tensor([[at]])))
+    torch.testing.assert_close(found.flatten(), expected)
+
+
+def test_rope_stays_fp32_when_the_model_becomes_bf16() -> None:
+    model = LanguageModel(GQA)
+    before = model.backbone.rope.angles.clone()
+    model.bfloat16()
+    assert model.head.weight.dtype == torch.bfloat16
+    assert torch.equal(model.backbone.rope.angles, before)
+    assert "backbone.rope.angles" not in model.state_dict()
+
+
+def test_rms_norm_divides_by_the_root_mean_square() -> None:
+    norm = RMSNorm(2, eps=0.5)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 10.0]))
+    # mean square (9 + 16) / 2 = 12.5, with eps 13
+    expected = torch.tensor([3 / math.sqrt(13), 40 / math.sqrt(13)])
+    torch.testing.assert_close(norm(torch.tensor([3.0, 4.0])), expected)
+
+
+def test_rms_norm_rounds_to_its_inputs_type_before_the_gain() -> None:
+    norm = RMSNorm(64, eps=1e-5)
+    torch.manual_seed(0)
+    x, gain = torch.randn(64).bfloat16(), torch.rand(64).bfloat16() + 0.5
+    norm.weight.data = gain.float()
+    wide = x.float() * torch.rsqrt(x.float().square().mean() + 1e-5)
+    assert torch.equal(norm(x), wide.bfloat16() * gain)
+    assert not torch.equal(norm(x), (wide * gain.float()).bfloat16())  # the other order rounds otherwise
+
+
+def test_a_model_made_on_the_meta_device_becomes_finite_by_reset_parameters() -> None:
+    with torch.device("meta"):
+        model = LanguageModel(GQA)
+    model.to_empty(device="cpu")
+    for tensor in (*model.parameters(), *model.buffers()):
+        nn.init.constant_(tensor, torch.nan)
+    model.apply(lambda module: module.reset_parameters() if hasattr(module, "reset_parameters") else None)  # type: ignore[operator]
+    assert all(tensor.isfinite().all() for tensor in (*model.parameters(), *model.buffers()))
+    assert torch.equal(model.backbone.rope.angles, RoPE(GQA).angles)
+    # children first, the backbone last: torch's own layers have not put theirs over it
+    assert model.backbone.layers[0].attention.wq.weight.std().item() == pytest.approx(0.02, rel=0.1)  # type: ignore[union-attr, operator]
+    assert model(tokens()).isfinite().all()
+
+
+def test_initial_weights_have_std_002_and_residual_outputs_less_by_root_of_twice_the_depth() -> None:
+    model = LanguageModel(ModelConfig(dim=128, n_layers=8, n_heads=4, vocab_size=256))
+    expected = {
+        "wq": 0.02,
+        "wo": 0.005,
+        "w1": 0.02,
+        "w2": 0.005,
+        "embedding": 0.02,
+        "head": 0.02,
+    }  # sqrt(16) = 4
+    for name, parameter in model.named_parameters():
+        key = name.split(".")[-2]
+        if key in expected:
+            assert parameter.std().item() == pytest.approx(expected[key], rel=0.05), name
+
+
+def test_a_score_is_the_scalar_at_the_last_real_token() -> None:
+    torch.manual_seed(0)
+    model, lengths = ScalarModel(GQA), torch.tensor([5, 20])
+    ids = tokens()
+    values = model(ids)
+    assert values.shape == (2, 20)
+    close(model.score(ids, lengths), torch.stack([values[0, 4], values[1, 19]]))
+    padded = ids.clone()
+    padded[0, 5:] = 0
+    assert torch.equal(model.score(padded, lengths), model.score(ids, lengths))
+
+
+def test_hidden_states_are_what_the_head_reads() -> None:
+    model = lively()
+    assert torch.equal(model.head(model.hidden(tokens())), model(tokens()))
+    assert model.bfloat16()(tokens()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_heads": 5}, "dim 48 is not divisible by n_heads 5"),
+        ({"n_heads": 16}, "dim / n_heads is 3"),
+        ({"n_kv_heads": 4}, "n_kv_heads 4 does not divide n_heads 6"),
+        ({"n_layers": 0}, "n_layers is 0"),
+        ({"depth": 3}, "unknown model key 'depth'"),
+    ],
+)
+def test_a_config_that_cannot_be_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.of({**GQA.to_dict(), **change})
+
+
+def test_a_config_is_made_of_itself_its_dict_or_a_presets_name() -> None:
+    assert ModelConfig.of(GQA) is GQA
+    assert ModelConfig.of(GQA.to_dict()) == GQA
+    assert ModelConfig.of("tiny") == PRESETS["tiny"]
+    with pytest.raises(ValueError, match="no preset '8B'"):
+        ModelConfig.of("8B")
+
+
+@pytest.mark.parametrize("change", [{"rope_theta": 50.0}, {"norm_eps": 0.1}], ids=["rope_theta", "norm_eps"])
+def test_each_number_of_the_config_changes_the_logits(change: dict) -> None:
+    plain = lively()
+    other = LanguageModel(ModelConfig.of({**GQA.to_dict(), **change}))
+    other.load_state_dict(plain.state_dict())
+    assert not torch.allclose(other(tokens()), plain(tokens()), atol=1e-2)
