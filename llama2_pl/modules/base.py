@@ -111,9 +111,8 @@ class LlamaModule(L.LightningModule):
 
 def with_scalar_head(chat: LanguageModel) -> ScalarModel:
     """A scalar model on a copy of a chat model's backbone, with a new head. Llama 2 §3.2.2."""
-    with torch.device(
-        "cpu"
-    ):  # where checkpoints are read to; inside configure_model the default may be a GPU
+    # Where checkpoints are read to; inside configure_model the default device may be a GPU.
+    with torch.device("cpu"):
         model = ScalarModel(chat.config)
     model.backbone.load_state_dict(chat.backbone.state_dict())
     return model

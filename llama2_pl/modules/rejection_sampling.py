@@ -28,8 +28,8 @@ class RejectionSamplingModule(PolicyModule):
     Llama 2 §3.2.3: K is not stated; Fig. 26 uses 20, Fig. 7 and 8 explore 1 to 100. The best temperature for an
     RLHF model with 10 to 100 samples is 1.2 to 1.3, and moves with each version.
     One file per batch, written whole or not at all: a killed run loses at most a batch, and the next run skips
-    what is done. Randomness depends on (seed, prompt, temperature) alone, so batch size and restarts change
-    nothing.
+    what is done. Randomness depends on (seed, prompt, temperature) alone: batch size and restarts change nothing
+    but the rounding of matrix products.
 
     Args:
         policy: checkpoint of the model that answers.
@@ -43,7 +43,7 @@ class RejectionSamplingModule(PolicyModule):
         max_new_tokens: most tokens of an answer, EOS included.
         safety_threshold: below this safety score an answer counts as unsafe.
         scoring_batch: answers scored together.
-        generation_batch: most answers to a prompt that are sampled together; None: all of a temperature.
+        generation_batch: most answers that are sampled together; None: a batch's, of one temperature.
         seed: of all samples.
         policy_backbone: size of the policy; read from its file.
     """
@@ -100,38 +100,44 @@ class RejectionSamplingModule(PolicyModule):
         done = finished_rows(path, self._run_key, index)
         if done is not None:
             return done
-        prompts = zip(batch.prompts, batch.is_safety.tolist(), index, strict=True)
-        rows = [self.answer(prompt, is_safety, i) for prompt, is_safety, i in prompts]
+        rows = self.answer(batch)
         write_whole(path, json.dumps({"run": self._run_key, "rows": rows}, ensure_ascii=False))
         return rows
 
-    def answer(self, prompt: list[int], is_safety: bool, index: int) -> dict[str, Any]:
-        """K answers to one prompt and their scores, as plain types."""
-        samples: list[dict[str, Any]] = []
-        tag = torch.tensor([is_safety], device=self.device)
-        for number, temperature in enumerate(self.hparams["temperatures"]):
-            rollout = self._sample(prompt, temperature, seeded(self.hparams["seed"], index, number))
-            scored = self.score(rollout, tag.expand(len(rollout.tokens)))
-            samples += self._samples(rollout, scored, temperature)
-        return {
-            "index": index,
-            "is_safety": is_safety,
-            "messages": self._messages(index),
-            "samples": samples,
-            "best": best_sample(samples),
-        }
+    def answer(self, batch: PromptBatch) -> list[dict[str, Any]]:
+        """K answers to each prompt and their scores, as plain types."""
+        hp, index = self.hparams, batch.index.tolist()
+        each = hp["samples_per_prompt"] // len(hp["temperatures"])
+        samples: list[list[dict[str, Any]]] = [[] for _ in index]
+        for number, temperature in enumerate(hp["temperatures"]):
+            rollout = self._sample(batch.prompts, temperature, [seeded(hp["seed"], i, number) for i in index])
+            scored = self.score(rollout, batch.is_safety.repeat_interleave(each))
+            for row, sample in enumerate(self._samples(rollout, scored, temperature)):
+                samples[row // each].append(sample)
+        return [
+            {
+                "index": i,
+                "is_safety": is_safety,
+                "messages": self._messages(i),
+                "samples": answers,
+                "best": best_sample(answers),
+            }
+            for i, is_safety, answers in zip(index, batch.is_safety.tolist(), samples, strict=True)
+        ]
 
-    def _sample(self, prompt: list[int], temperature: float, generator: torch.Generator) -> Rollout:
+    def _sample(
+        self, prompts: list[list[int]], temperature: float, generators: list[torch.Generator]
+    ) -> Rollout:
         hp = self.hparams
         return generate(
             self.policy,
-            [prompt],
+            prompts,
             max_new_tokens=hp["max_new_tokens"],
             eos_id=self.eos_id,
             temperature=temperature,
             top_p=hp["top_p"],
             samples_per_prompt=hp["samples_per_prompt"] // len(hp["temperatures"]),
-            generator=generator,
+            generator=generators,
             max_batch=hp["generation_batch"],
         )
 

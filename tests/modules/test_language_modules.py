@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from unittest import mock
 
 import lightning as L
 import pytest
@@ -223,3 +225,26 @@ def test_runs_in_lower_precision_and_dry(config, trainer, make, precision):
     run = trainer(fast_dev_run=2, precision=precision)
     run.fit(fresh(config), make.loader([make.tokens()] * 2), make.loader([make.tokens()] * 2))
     assert run.callback_metrics["train/loss"].isfinite() and run.callback_metrics["val/loss"].isfinite()
+
+
+def test_weights_made_on_a_mesh_have_the_distribution_of_plain_ones(config, trainer, make):
+    # On a mesh networks are made on the meta device and initialised afterwards, layer by layer.
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    found = {}
+
+    class Look(L.Callback):
+        def on_fit_start(self, trainer, module):
+            found.update({name: p.std().item() for name, p in module.named_parameters()})
+            found["angles"] = module.model.backbone.rope.angles
+
+    strategy = ModelParallelStrategy(1, 1, process_group_backend="gloo")
+    module = PretrainModule(config)
+    with mock.patch.dict(os.environ):  # the launcher leaves MASTER_ADDR, LOCAL_RANK, ... behind
+        run = trainer(max_steps=1, strategy=strategy, callbacks=[Look()])
+        run.fit(module, make.loader([make.tokens()]))
+        torch.distributed.destroy_process_group()
+    plain = fresh(config)
+    assert torch.equal(found["angles"], plain.model.backbone.rope.angles)
+    for name, parameter in plain.named_parameters():
+        assert found[name] == pytest.approx(parameter.std().item(), rel=0.25, abs=1e-9), name

@@ -69,7 +69,12 @@ def test_temperatures_that_do_not_share_evenly_are_refused(build):
 def test_answers_do_not_depend_on_the_batch_size(trainer, make, build, tmp_path):
     whole = sample(trainer, make, build(out=str(tmp_path / "a")), [make.prompts(4)])
     apart = sample(trainer, make, build(out=str(tmp_path / "b")), [make.prompts(2), make.prompts(2, first=2)])
-    assert whole == apart
+    for one, other in zip(whole, apart, strict=True):
+        assert [s["ids"] for s in one["samples"]] == [s["ids"] for s in other["samples"]]
+        # the rounding of a matrix product depends on its number of rows
+        assert [s["score"] for s in one["samples"]] == pytest.approx(
+            [s["score"] for s in other["samples"]], abs=1e-5
+        )
 
 
 def test_the_seed_changes_the_answers(trainer, make, build, tmp_path):
@@ -87,7 +92,9 @@ def test_a_second_run_skips_finished_batches_and_makes_the_missing_one(trainer, 
     answered = []
     original = RejectionSamplingModule.answer
     monkeypatch.setattr(
-        RejectionSamplingModule, "answer", lambda self, *a: answered.append(a[2]) or original(self, *a)
+        RejectionSamplingModule,
+        "answer",
+        lambda self, batch: answered.extend(batch.index.tolist()) or original(self, batch),
     )
     assert sample(trainer, make, build(), batches) == rows
     assert answered == [2, 3]
