@@ -1,0 +1,53 @@
+"""What more than one callback needs of a Trainer, a module and a file system."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+from lightning.pytorch.plugins.precision import MixedPrecision
+
+from llama2_pl.model.heads import LanguageModel
+
+
+def attribute(pl_module: L.LightningModule, path: str) -> Any:
+    """What the module has under a dotted name, None where it has nothing."""
+    try:
+        return attrgetter(path)(pl_module)
+    except AttributeError:
+        return None
+
+
+def find_language_model(pl_module: L.LightningModule, names: Sequence[str], option: str) -> LanguageModel:
+    """The first of these attributes that is a language model, or ValueError naming the option that points to it."""
+    for name in names:
+        found = attribute(pl_module, name)
+        if all(hasattr(found, part) for part in ("config", "hidden", "head")):
+            return cast(LanguageModel, found)
+    raise ValueError(
+        f"{type(pl_module).__name__} has no language model in {' or '.join(names)}: set {option} to where it is; "
+        "it must have config, hidden and head like llama2_pl.model.LanguageModel"
+    )
+
+
+def autocast_of(trainer: L.Trainer) -> AbstractContextManager:
+    """Autocast as in training; "bf16-true" needs nothing, its context would make the random numbers bf16."""
+    plugin = trainer.precision_plugin
+    return plugin.forward_context() if isinstance(plugin, MixedPrecision) else nullcontext()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to, renamed to `path` when all is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

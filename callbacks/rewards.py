@@ -1,0 +1,95 @@
+"""What the callbacks take for a reward: any function of prompts and answers, or the two reward models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from llama2_pl.checkpoints.ours import load_reward_model
+from llama2_pl.data.readers.prompts import PromptRow
+from llama2_pl.evaluation.reward import score_responses
+from llama2_pl.model.heads import ScalarModel
+from llama2_pl.objectives.reward import combined_reward
+from llama2_pl.text.chat import encode_dialog
+from llama2_pl.text.tokenizer import Tokenizer
+
+Reward = Callable[[Sequence[PromptRow], Sequence[str]], Sequence[float]]
+"""(prompts, one answer each) -> one number each; higher is better."""
+
+
+class ModelReward:
+    """The combined linear score of a helpfulness and, where there is one, a safety model.
+
+    Llama 2 §3.2.3: the safety model's where the prompt is tagged or the answer looks unsafe, else helpfulness.
+    """
+
+    def __init__(
+        self, helpfulness: ScalarModel, safety: ScalarModel | None, tokenizer: Tokenizer, max_batch: int = 64
+    ) -> None:
+        self.helpfulness = helpfulness
+        self.safety = safety
+        self.tokenizer = tokenizer
+        self.max_batch = max_batch
+
+    def __call__(self, prompts: Sequence[PromptRow], answers: Sequence[str]) -> list[float]:
+        ids = [
+            encode_dialog(row.prompt.then("assistant", text), self.tokenizer, tags="neutralise").tokens
+            for row, text in zip(prompts, answers, strict=True)
+        ]
+        helpfulness = self._score(self.helpfulness, ids)
+        if self.safety is None:
+            return helpfulness.tolist()
+        is_safety = torch.tensor([row.is_safety for row in prompts])
+        return combined_reward(self._score(self.safety, ids), helpfulness, is_safety).scores.tolist()
+
+    def _score(self, model: ScalarModel, ids: list[list[int]]) -> torch.Tensor:
+        # an answer of the greatest length has a space and an EOS too many for a model of the same context
+        limit = model.config.max_seq_len
+        return score_responses(model, [row[:limit] for row in ids], max_batch=self.max_batch)
+
+
+class CheckpointReward(ModelReward):
+    """The same from checkpoints of RewardModule; a config can name it.
+
+    Args:
+        helpfulness: checkpoint of the helpfulness reward model.
+        tokenizer: path of a SentencePiece tokenizer.model.
+        safety: checkpoint of the safety reward model; None: helpfulness alone.
+        device: where the models lie.
+    """
+
+    def __init__(
+        self, helpfulness: str, tokenizer: str, safety: str | None = None, device: str = "cpu"
+    ) -> None:
+        super().__init__(
+            load_reward_model(helpfulness, device).eval(),
+            None if safety is None else load_reward_model(safety, device).eval(),
+            Tokenizer(tokenizer),
+        )
+
+
+def find_reward(
+    reward: Reward | None,
+    helpfulness_reward: str | None,
+    safety_reward: str | None,
+    tokenizer: Tokenizer,
+    pl_module: Any,
+) -> Reward | None:
+    """The reward given as a function, or as checkpoints, or the module's own `rewards`; None where there is none."""
+    if reward is not None:
+        return reward
+    if helpfulness_reward is not None:
+        return CheckpointReward(helpfulness_reward, str(tokenizer.path), safety_reward, str(pl_module.device))
+    if (own := getattr(pl_module, "rewards", None)) is not None:
+        return ModelReward(own.helpfulness, own.safety, tokenizer)
+    return None
+
+
+def check_reward(reward: Reward | None, helpfulness_reward: str | None, safety_reward: str | None) -> None:
+    """Raise ValueError where a reward is given twice, or a safety model without a helpfulness model."""
+    if reward is not None and (helpfulness_reward or safety_reward):
+        raise ValueError("reward and helpfulness_reward or safety_reward are both given; give one of them")
+    if safety_reward is not None and helpfulness_reward is None:
+        raise ValueError(f"safety_reward is {safety_reward!r} without helpfulness_reward; give both")
