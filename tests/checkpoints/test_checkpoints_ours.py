@@ -20,6 +20,8 @@ CONFIG = ModelConfig(
 )
 TOKENS = torch.arange(20).view(2, 10) * 7 % 50
 
+pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SFTModule]:
@@ -32,7 +34,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SFTModule]:
         accelerator="cpu",
         devices=1,
         max_steps=1,
-        limit_val_batches=0,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
