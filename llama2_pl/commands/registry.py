@@ -25,6 +25,7 @@ class Tool(NamedTuple):
 TOOLS: dict[str, Tool] = {
     "demo": Tool("llama2_pl.rlhf.recipe:demo", "the whole recipe on the embedded data, with its report"),
     "recipe": Tool("llama2_pl.rlhf.recipe:recipe", "run a recipe file; finished stages are skipped"),
+    "configs": Tool("llama2_pl.commands.configs:show", "print the folder of the packaged configs"),
     "tokenizer train": Tool(
         "llama2_pl.data.vocabulary:train_tokenizer_on_files", "train a SentencePiece BPE tokenizer"
     ),

@@ -212,7 +212,9 @@ def test_an_error_is_one_line_and_status_1(
     monkeypatch.setattr(sys, "argv", ["llama2-pl", "fit", "--config", config, "--model.fails=true"])
     assert process.main() == 1
     err = capsys.readouterr().err
-    assert "llama2-pl: error: backbone.dim is 7: give a multiple of n_heads" in err and "Traceback" not in err
+    message = err[err.index("llama2-pl: error: ") :].splitlines()
+    assert message[0] == "llama2-pl: error: backbone.dim is 7: give a multiple of n_heads"
+    assert "LLAMA2_PL_DEBUG=1" in message[1] and len(message) == 2
 
 
 def test_debug_shows_where_an_error_comes_from(config: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FAMILY = {
     "pretrain": "pretrain",
     "sft": "sft",
-    "gatt": "sft",
+    "gatt": "gatt",
     "rejection_sampling_sft": "sft",
     "reward_helpfulness": "reward",
     "reward_safety": "reward",
