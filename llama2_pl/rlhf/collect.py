@@ -15,6 +15,7 @@ from llama2_pl.data.default.oracle import rate
 from llama2_pl.data.readers.common import write_jsonl
 from llama2_pl.evaluation.answers import answer
 from llama2_pl.text.chat import Dialog
+from llama2_pl.text.tags import strip_control_tags
 from llama2_pl.text.tokenizer import Tokenizer
 
 
@@ -105,14 +106,13 @@ def _sample_sides(
         sides = []
         for side in (2 * turn, 2 * turn + 1):
             model, temperature = models[side % len(models)], temperatures[side % len(temperatures)]
-            sides.append(
-                answer(
-                    model,
-                    tokenizer,
-                    dialogs,
-                    max_new_tokens=max_new_tokens,
-                    temperature=temperature,
-                    seed=seed * 1000 + side,
-                )
+            said = answer(
+                model,
+                tokenizer,
+                dialogs,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed * 1000 + side,
             )
+            sides.append([strip_control_tags(text) for text in said])
         yield sides[0], sides[1]
