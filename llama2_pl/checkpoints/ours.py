@@ -2,77 +2,113 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from llama2_pl.checkpoints.hugging_face import from_hugging_face, to_hugging_face
 from llama2_pl.checkpoints.meta import from_meta
-from llama2_pl.checkpoints.networks import Network, check_tensors, materialise, on_meta, shapes_of
+from llama2_pl.checkpoints.networks import Network, Shapes, check_tensors, materialise, on_meta, shapes_of
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
+
+
+class Saved(NamedTuple):
+    """A checkpoint of ours, opened and not yet read.
+
+    Attributes:
+        tensors: of a file; None: a folder of shards, which are read straight into the network.
+    """
+
+    path: Path
+    hyper_parameters: dict[str, Any]
+    shapes: Shapes
+    tensors: dict[str, Tensor] | None
 
 
 def load_language_model(path: str | Path, device: str = "cpu") -> LanguageModel:
     """The language model in a checkpoint of ours (pretraining, SFT, PPO) or a Hugging Face or Meta folder."""
     path = Path(path)
-    if path.is_dir():
-        return _from_folder(path).to(device)
-    checkpoint = _read(path)
-    prefix, key = (
-        ("policy.", "policy_backbone")
-        if "policy_backbone" in checkpoint["hyper_parameters"]
-        else ("model.", "backbone")
-    )
-    return _build(LanguageModel, path, checkpoint, prefix, key).to(device)
+    if (path / "config.json").is_file():
+        return from_hugging_face(path).to(device)
+    if (path / "params.json").is_file():
+        return from_meta(path).to(device)
+    saved = _open(path)
+    prefix, key = ("policy.", "policy_backbone")
+    if key not in saved.hyper_parameters:
+        prefix, key = ("model.", "backbone")
+    return _build(LanguageModel, saved, prefix, key).to(device)
 
 
 def load_reward_model(path: str | Path, device: str = "cpu") -> ScalarModel:
-    """The reward model in a Lightning checkpoint of ours, or the value network in one of PPO."""
-    checkpoint = _read(Path(path))
-    prefix, key = (
-        ("value.", "value_backbone")
-        if "value_backbone" in checkpoint["hyper_parameters"]
-        else ("model.", "backbone")
-    )
-    return _build(ScalarModel, Path(path), checkpoint, prefix, key).to(device)
+    """The reward model in a checkpoint of ours, or the value network in one of PPO."""
+    saved = _open(Path(path))
+    prefix, key = ("value.", "value_backbone")
+    if key not in saved.hyper_parameters:
+        prefix, key = ("model.", "backbone")
+    return _build(ScalarModel, saved, prefix, key).to(device)
 
 
 def export_checkpoint(checkpoint: str, out: str, tokenizer: str | None = None) -> None:
     """Write the language model of a checkpoint as a Hugging Face folder, for transformers and vLLM.
 
     Args:
-        checkpoint: a .ckpt file of pretraining, SFT or PPO, or a Meta folder.
+        checkpoint: a .ckpt, one file or sharded, of pretraining, SFT or PPO, or a Meta folder.
         out: the folder to write; new or empty.
         tokenizer: the tokenizer.model to put beside the weights, with the chat template.
     """
     to_hugging_face(load_language_model(checkpoint), out, tokenizer)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _open(path: Path) -> Saved:
+    if path.is_dir():
+        return _open_shards(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint; give a .ckpt file or a Hugging Face or Meta folder")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters"} <= set(checkpoint):
+        raise ValueError(f"{path}: no such checkpoint; give a .ckpt or a Hugging Face or Meta folder")
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise ValueError(f"{path}: not a Lightning checkpoint (no state_dict and hyper_parameters in it)")
-    return checkpoint
+    tensors = content["state_dict"]
+    return Saved(path, content["hyper_parameters"], shapes_of(tensors), tensors)
 
 
-def _build(network: type[Network], path: Path, checkpoint: dict[str, Any], prefix: str, key: str) -> Network:
-    hyper_parameters = checkpoint["hyper_parameters"]
-    if key not in hyper_parameters:
-        raise ValueError(f"{path}: no {key!r} in its hyper-parameters; it is not a checkpoint of llama2_pl")
-    weights = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    model = on_meta(network, ModelConfig.of(hyper_parameters[key]))
-    check_tensors(path, shapes_of(model.state_dict()), shapes_of(weights))
-    materialise(model, torch.float32).load_state_dict(weights)
+def _open_shards(path: Path) -> Saved:
+    """The folder that ModelParallelStrategy writes. Its `.metadata` is a pickle: only for folders you trust."""
+    if not (path / "meta.pt").is_file() or not (path / ".metadata").is_file():
+        raise ValueError(
+            f"{path}: neither config.json (Hugging Face), params.json (Meta) nor meta.pt and .metadata (a sharded "
+            "checkpoint, whole) in this folder"
+        )
+    meta = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
+    stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    shapes = {
+        name.removeprefix("state_dict."): entry.size
+        for name, entry in stored.items()
+        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+    }
+    return Saved(path, meta["hyper_parameters"], shapes, None)
+
+
+def _build(network: type[Network], saved: Saved, prefix: str, key: str) -> Network:
+    if key not in saved.hyper_parameters:
+        raise ValueError(
+            f"{saved.path}: no {key!r} in its hyper-parameters; it is not a checkpoint of llama2_pl"
+        )
+    shapes = {name.removeprefix(prefix): s for name, s in saved.shapes.items() if name.startswith(prefix)}
+    model = on_meta(network, ModelConfig.of(saved.hyper_parameters[key]))
+    check_tensors(saved.path, shapes_of(model.state_dict()), shapes)
+    materialise(model, torch.float32)
+    if saved.tensors is None:
+        # In place, each process for itself: some may ask for another checkpoint.
+        target = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load({"state_dict": target}, checkpoint_id=saved.path, no_dist=True)
+    else:
+        model.load_state_dict({name: saved.tensors[f"{prefix}{name}"] for name in shapes})
     return model
-
-
-def _from_folder(path: Path) -> LanguageModel:
-    if (path / "config.json").exists():
-        return from_hugging_face(path)
-    if (path / "params.json").exists():
-        return from_meta(path)
-    raise ValueError(f"{path}: neither config.json (Hugging Face) nor params.json (Meta) in this folder")

@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch.utils.data import DataLoader
 
 from llama2_pl.checkpoints.ours import export_checkpoint, load_language_model, load_reward_model
@@ -20,7 +21,10 @@ CONFIG = ModelConfig(
 )
 TOKENS = torch.arange(20).view(2, 10) * 7 % 50
 
-pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step`"),
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled.*to save"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,32 @@ def test_a_reward_model_is_not_a_language_model(tmp_path: Path) -> None:
         ValueError, match=r"reward\.ckpt: head\.weight is \[1, 32\] and .* asks for \[50, 32\]"
     ):
         load_language_model(path)
+
+
+def sharded(folder: Path, model: torch.nn.Module) -> Path:
+    """A folder as ModelParallelStrategy writes it, of one process: tensors beside the optimizer's, then meta.pt."""
+    weights = prefixed("model.", model)
+    moments = {"state": {name: {"step": torch.tensor(1.0), "exp_avg": t} for name, t in weights.items()}}
+    dcp.save({"state_dict": weights, "optimizer_0": moments}, checkpoint_id=folder, no_dist=True)
+    torch.save({"hyper_parameters": {"backbone": CONFIG.to_dict()}, "global_step": 1}, folder / "meta.pt")
+    return folder
+
+
+def test_a_sharded_checkpoint_is_read_by_one_process(tmp_path: Path) -> None:
+    model = LanguageModel(CONFIG)
+    assert torch.equal(load_language_model(sharded(tmp_path / "a.ckpt", model))(TOKENS), model(TOKENS))
+    scores = ScalarModel(CONFIG)
+    folder = sharded(tmp_path / "b.ckpt", scores)
+    assert torch.equal(load_reward_model(folder)(TOKENS), scores(TOKENS))
+    with pytest.raises(ValueError, match=r"b\.ckpt: head\.weight is \[1, 32\]"):
+        load_language_model(folder)
+
+
+def test_a_sharded_checkpoint_that_was_not_finished_is_refused(tmp_path: Path) -> None:
+    folder = sharded(tmp_path / "a.ckpt", LanguageModel(CONFIG))
+    (folder / "meta.pt").unlink()  # Lightning writes it last
+    with pytest.raises(ValueError, match=r"nor meta\.pt and \.metadata"):
+        load_language_model(folder)
 
 
 def test_missing_and_left_over_weights_are_named(tmp_path: Path) -> None:
