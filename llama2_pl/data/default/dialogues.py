@@ -1,214 +1,153 @@
-"""Dialogues to fine-tune on, prompts to answer, pairs to rank, and what Ghost Attention needs."""
+"""Dialogues to fine-tune on, prompts to answer, and what Ghost Attention needs."""
 
 from __future__ import annotations
 
 import random
-from typing import Any
 
-from llama2_pl.data.default.answers import FLAWS, flawed_answer, right_answer
-from llama2_pl.data.default.oracle import rate
-from llama2_pl.data.default.tasks import Task, helpful_task, safety_task
+from llama2_pl.data.default.answers import complying_answer, flawed_answer, flaws_of, right_answer
+from llama2_pl.data.default.constraints import (
+    CONSTRAINTS,
+    HELD_OUT_CONSTRAINTS,
+    Row,
+    draw_constraints,
+    instruction,
+    obey,
+    one_off,
+)
+from llama2_pl.data.default.safety import any_task
+from llama2_pl.data.default.tasks import Split, Task, fact_task, helpful_task, people
 from llama2_pl.data.default.world import World
 
-Row = dict[str, Any]
 FLAWED_SHARE = 0.30  # of training answers, so that reward learning has headroom
 COMPLYING_SHARE = 0.35  # of training answers to harmful requests
-
-# Constraints that a program can check (llama2_pl.text.constraints) and a small model can obey.
-CONSTRAINTS: tuple[Row, ...] = (
-    {
-        "text": "Always act as a pirate and start with Arrr.",
-        "short": "Figure: pirate, Arrr.",
-        "check": "starts_with:Arrr",
-    },
-    {
-        "text": "Always act as a cat and start with Meow.",
-        "short": "Figure: cat, Meow.",
-        "check": "starts_with:Meow",
-    },
-    {
-        "text": "Always act as a robot and start with Beep.",
-        "short": "Figure: robot, Beep.",
-        "check": "starts_with:Beep",
-    },
-    {
-        "text": "Always act as a king and start with Behold.",
-        "short": "Figure: king, Behold.",
-        "check": "starts_with:Behold",
-    },
-    {
-        "text": "Always end your answer with cheers.",
-        "short": "Last word: cheers.",
-        "check": "ends_with:cheers",
-    },
-    {
-        "text": "Always end your answer with friend.",
-        "short": "Last word: friend.",
-        "check": "ends_with:friend",
-    },
-    {"text": "Always end your answer with over.", "short": "Last word: over.", "check": "ends_with:over"},
-    {"text": "Always end your answer with bye.", "short": "Last word: bye.", "check": "ends_with:bye"},
-)
+INSTRUCTED_SHARE = 0.45  # of dialogues that hold an instruction on form
+FOLLOW_UP_SHARE = 0.35  # of turns after a fact that ask the same of somebody else
+SFT_SAFETY_SHARE, PROMPT_SAFETY_SHARE = 0.18, 0.25
+HISTORY_SHARE = 0.15  # of prompts that come after an earlier turn
 
 
-def obey(constraint: Row, answer: str) -> str:
-    """The answer as one who keeps the constraint would give it."""
-    name, _, word = constraint["check"].partition(":")
-    if name == "starts_with":
-        return f"{word}! {answer}"
-    return f"{answer.rstrip('.!?')}, {word}."
+def turns(world: World, split: Split, count: int, safety_share: float, rng: random.Random) -> list[Task]:
+    """The tasks of a dialogue: independent of each other, or "And where does Tom live?" after a fact."""
+    tasks = [any_task(world, split, safety_share, rng)]
+    while len(tasks) < count:
+        if tasks[-1]["kind"] == "fact" and rng.random() < FOLLOW_UP_SHARE:
+            tasks.append(follow_up(world, tasks[-1], split, rng))
+        else:
+            tasks.append(any_task(world, split, safety_share, rng))
+    return tasks
 
 
-def any_task(world: World, rng: random.Random, safety_share: float, held_out: bool = False) -> Task:
-    """A safety request with this probability, otherwise a helpful task."""
-    if rng.random() < safety_share:
-        return safety_task(world, rng)
-    return helpful_task(world, rng, held_out)
+def follow_up(world: World, before: Task, split: Split, rng: random.Random) -> Task:
+    """The fact that was just asked for, of another person, in full or in short."""
+    others = [person for person in people(world, split) if person.name not in before["about"]]
+    person = rng.choice(others)
+    task = fact_task(person, before["relation"], split, rng)
+    question = task["question"]
+    in_full = f"And {question[0].lower()}{question[1:]}"
+    short = [f"And {person.name}?", f"What about {person.name}?"]
+    return {**task, "question": in_full if rng.random() < 0.6 else rng.choice(short)}
 
 
-def sft_dialogues(world: World, rng: random.Random, count: int, clean: bool = False) -> list[Row]:
-    """Single turns, several turns, turns with an instruction; training answers are flawed in part.
+def sft_dialogues(world: World, count: int, splits: tuple[Split, ...], rng: random.Random) -> list[Row]:
+    """Dialogues of 1 to 4 turns, nearly half with an instruction on form; training answers are flawed in part.
 
-    An instruction holds for the answer to the message that it comes with, whichever turn that is. The answers after it go
-    back to normal, as people's one-off requests do; so a model does not hold one without Ghost Attention.
+    An instruction is obeyed in the answer to the message that it stands with: "Just this time, ..." anywhere, "Always
+    ..." in the last message, or as system message of a single turn. Later answers go back to normal, as after people's
+    one-off requests; so a model holds no instruction without Ghost Attention, and obeys the one before it, which Ghost
+    Attention's sampling needs. Answers that obey are without flaw.
     """
-    return [_sft_dialogue(world, rng, clean) for _ in range(count)]
+    return [_sft_dialogue(world, splits[number % len(splits)], rng) for number in range(count)]
 
 
-def _sft_dialogue(world: World, rng: random.Random, clean: bool) -> Row:
-    turns = rng.choice([1, 1, 1, 2, 3, 4])
-    place = rng.randrange(turns) if rng.random() < 0.45 else -1
-    constraint = rng.choice(CONSTRAINTS)
+def _sft_dialogue(world: World, split: Split, rng: random.Random) -> Row:
+    tasks = turns(world, split, rng.choices([1, 2, 3, 4], [3, 2, 1, 1])[0], SFT_SAFETY_SHARE, rng)
+    place = (
+        rng.choice([len(tasks) - 1, rng.randrange(len(tasks))]) if rng.random() < INSTRUCTED_SHARE else None
+    )
     messages: list[Row] = []
-    for turn in range(turns):
-        task = any_task(world, rng, safety_share=0.2)
-        question, answer = task["question"], _sft_answer(task, rng, clean or turn == place)
-        if turn == place:
-            answer = obey(constraint, answer)
-            if turn == 0 and rng.random() < 0.5:
-                messages.append({"role": "system", "content": constraint["text"]})
-            else:
-                question = f"{constraint['text']} {question}"
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    for number, task in enumerate(tasks):
+        if number == place:
+            messages += _instructed_turn(task, number, number == len(tasks) - 1, rng)
+        else:
+            messages += _turn(task["question"], sft_answer(task, split, rng))
     return {"messages": messages}
 
 
-def _sft_answer(task: Task, rng: random.Random, clean: bool) -> str:
-    if clean:
-        return right_answer(task, rng)
-    if task["kind"] == "safety" and rng.random() < COMPLYING_SHARE:
-        return rng.choice(task["unsafe"])
-    if rng.random() < FLAWED_SHARE:
-        return flawed_answer(task, rng.choice(FLAWS), rng) if task["kind"] != "safety" else _sloppy(task, rng)
+def _turn(question: str, answer: str) -> list[Row]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def _instructed_turn(task: Task, number: int, is_last: bool, rng: random.Random) -> list[Row]:
+    """A turn with an instruction and an answer that obeys it."""
+    constraints = draw_constraints(rng)
+    answer = obey(constraints, right_answer(task, rng))
+    if not is_last or rng.random() < 0.25:
+        return _turn(f"{one_off(constraints)} {task['question']}", answer)
+    if number == 0 and rng.random() < 0.5:
+        system = {"role": "system", "content": instruction(constraints)}
+        return [system, *_turn(task["question"], answer)]
+    return _turn(f"{instruction(constraints)} {task['question']}", answer)
+
+
+def sft_answer(task: Task, split: Split, rng: random.Random) -> str:
+    """An answer as the crowd gives it: flawed in part in training, always good in validation."""
+    if split == "train":
+        if task["kind"] == "safety" and rng.random() < COMPLYING_SHARE:
+            return complying_answer(task, rng)
+        if rng.random() < FLAWED_SHARE:
+            return flawed_answer(task, rng.choice(flaws_of(task)), rng)
     return right_answer(task, rng)
 
 
-def _sloppy(task: Task, rng: random.Random) -> str:
-    """A refusal with a flaw of form."""
-    return flawed_answer(task, rng.choice(["truncated", "repeated", "rambling"]), rng)
+def prompt_rows(
+    world: World, count: int, name: str, splits: tuple[Split, ...], rng: random.Random
+) -> list[Row]:
+    """Different prompts with the task for the oracle, the splits in turn; a quarter are safety prompts.
 
-
-def prompt_rows(world: World, rng: random.Random, count: int, prefix: str, held_out: bool) -> list[Row]:
-    """Prompts with the task for the oracle; a quarter are safety prompts."""
-    rows = []
-    for number in range(count):
-        task = any_task(world, rng, 0.25, held_out and rng.random() < 0.5)
-        rows.append(
-            {
-                "messages": [{"role": "user", "content": task["question"]}],
-                "is_safety": task["kind"] == "safety",
-                "id": f"{prefix}-{number}",
-                "task": task,
-            }
-        )
-    return rows
-
-
-def helpful_pairs(world: World, rng: random.Random, count: int) -> list[Row]:
-    """Rated pairs of answers to helpful tasks, spread over the flaws."""
-    return _pairs(count, lambda: _helpful_pair(world, rng), "world_helpful")
-
-
-def safety_pairs(world: World, rng: random.Random, count: int) -> list[Row]:
-    """Rated pairs for safety prompts in the shares of Llama 2 §3.2.1: one safe 18 %, both safe 47 %, both unsafe 35 %."""
-    return _pairs(count, lambda: _safety_pair(world, rng), "world_safety")
-
-
-def _pairs(count: int, make: Any, source: str) -> list[Row]:
-    rows: list[Row] = []
+    Some have an earlier turn, answered well; `task` is that of the last message.
+    """
+    rows: dict[str, Row] = {}
     while len(rows) < count:
-        if (row := make()) is not None:
-            rows.append({**row, "source": source})
-    return rows
+        number, split = len(rows), splits[len(rows) % len(splits)]
+        messages, task = prompt(world, split, PROMPT_SAFETY_SHARE, rng)
+        row = {"messages": messages, "is_safety": task["kind"] == "safety", "id": f"{name}-{number}"}
+        rows.setdefault(_key(messages), {**row, "split": split, "task": task})
+    return list(rows.values())
 
 
-def _helpful_pair(world: World, rng: random.Random) -> Row | None:
-    task = helpful_task(world, rng)
-    a, b = (_variant(task, rng) for _ in range(2))
-    return _rated(task, a, b, rng)
-
-
-def _variant(task: Task, rng: random.Random) -> str:
-    """Right half of the time, otherwise with one or two flaws."""
-    if rng.random() < 0.45:
-        return right_answer(task, rng)
-    flaw = rng.choice(FLAWS)
-    answer = flawed_answer(task, flaw, rng)
-    return f"{rng.choice(answer.split('. '))}" if rng.random() < 0.15 else answer
-
-
-def _safety_pair(world: World, rng: random.Random) -> Row | None:
-    task, bin_ = safety_task(world, rng), rng.random()
-    if bin_ < 0.18:
-        a, b = right_answer(task, rng), rng.choice(task["unsafe"])
-    elif bin_ < 0.65:
-        a, b = right_answer(task, rng), _sloppy(task, rng)
-    else:
-        a, b = rng.choice(task["unsafe"]), _sloppy_unsafe(task, rng)
-    return _rated(task, a, b, rng)
-
-
-def _sloppy_unsafe(task: Task, rng: random.Random) -> str:
-    text = rng.choice(task["unsafe"])
-    return rng.choice([f"{text} {text}", text.rstrip(".").rsplit(" ", 2)[0], f"{text} It is fun."])
-
-
-def _rated(task: Task, a: str, b: str, rng: random.Random) -> Row | None:
-    if rng.random() < 0.5:
-        a, b = b, a
-    pair = rate(task, a, b, rng)
-    if pair is None:
-        return None
-    return {
-        "prompt": [{"role": "user", "content": task["question"]}],
-        **pair,
-        "is_safety": task["kind"] == "safety",
-    }
-
-
-def gatt_dialogues(world: World, rng: random.Random, count: int) -> list[Row]:
-    """Multi-turn dialogues with right answers, for Ghost Attention to work on."""
-    return [_clean_dialogue(world, rng, rng.choice([2, 3, 4, 5])) for _ in range(count)]
-
-
-def _clean_dialogue(world: World, rng: random.Random, turns: int) -> Row:
-    messages: list[Row] = []
-    for _ in range(turns):
-        task = helpful_task(world, rng)
-        messages += [
-            {"role": "user", "content": task["question"]},
-            {"role": "assistant", "content": right_answer(task, rng)},
-        ]
-    return {"messages": messages}
-
-
-def gatt_cases(world: World, rng: random.Random, count: int, turns: int = 6) -> list[Row]:
-    """Conversations for the persistence check: an instruction, what the user says, and the check."""
-    return [
-        {
-            **constraint,
-            "instruction": constraint["text"],
-            "user_turns": [helpful_task(world, rng)["question"] for _ in range(turns)],
-        }
-        for constraint in (rng.choice(CONSTRAINTS) for _ in range(count))
+def prompt(world: World, split: Split, safety_share: float, rng: random.Random) -> tuple[list[Row], Task]:
+    """Messages that end with the user, and the task of the last one."""
+    tasks = turns(world, split, 2 if rng.random() < HISTORY_SHARE else 1, safety_share, rng)
+    messages = [
+        message for task in tasks[:-1] for message in _turn(task["question"], right_answer(task, rng))
     ]
+    return [*messages, {"role": "user", "content": tasks[-1]["question"]}], tasks[-1]
+
+
+def _key(messages: list[Row]) -> str:
+    return "\n".join(message["content"] for message in messages)
+
+
+def gatt_dialogues(world: World, count: int, rng: random.Random) -> list[Row]:
+    """Dialogues of 2 to 5 turns with good answers and no instruction, for Ghost Attention to work on."""
+    return [
+        {"messages": [m for task in tasks for m in _turn(task["question"], right_answer(task, rng))]}
+        for tasks in (turns(world, "train", rng.randint(2, 5), 0.0, rng) for _ in range(count))
+    ]
+
+
+def gatt_cases(world: World, count: int, rng: random.Random, user_turns: int = 6) -> list[Row]:
+    """Conversations for the persistence check: an instruction, what the user says turn by turn, and the check.
+
+    Every fifth instruction has a word that stands in no training file (`held_out`).
+    """
+    cases = []
+    for number in range(count):
+        held_out = number % 5 == 4
+        constraint = rng.choice(HELD_OUT_CONSTRAINTS if held_out else CONSTRAINTS)
+        asked = [helpful_task(world, "train", rng)["question"] for _ in range(user_turns)]
+        row = {"instruction": constraint["text"], "user_turns": asked}
+        cases.append(
+            {**row, "check": constraint["check"], "short": constraint["short"], "held_out": held_out}
+        )
+    return cases

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llama2_pl.data.default import corpus, dialogues
-from llama2_pl.data.default.world import build_world
+from llama2_pl.data.default import corpus, dialogues, pairs
+from llama2_pl.data.default.constraints import CONSTRAINTS
+from llama2_pl.data.default.stdlib_text import PACKAGE_SOURCES
+from llama2_pl.data.default.tasks import Split
+from llama2_pl.data.default.world import World, build_world
 from llama2_pl.data.readers.common import write_jsonl
 
-VERSION = 1
+VERSION = 2
+TRAIN: tuple[Split, ...] = ("train",)
+HELD_OUT: tuple[Split, ...] = ("fact", "phrase")
 
 README = """# The embedded default data
 
@@ -20,20 +26,26 @@ Written by `llama2-pl data default`, from nothing but a seed and the Python that
 
 | files | what |
 |---|---|
-| corpus/world.jsonl | a small generated world in several styles |
+| corpus/world.jsonl | a small generated world, known to the last fact, in several styles |
 | corpus/prose.jsonl, code.jsonl, docs.jsonl | Python's own help topics, standard-library source and docstrings |
-| sft/train.jsonl, val.jsonl | dialogues; about 30 % of the training answers are flawed on purpose, none of the validation ones |
-| preferences/{helpful,safety}_{train,val}.jsonl | pairs that the oracle rated, with noise |
-| prompts/train.jsonl, val.jsonl | prompts with the task that the oracle judges answers by |
-| gatt/{constraints,dialogues,eval}.jsonl | instructions to hold, dialogues to hold them in, conversations to test it with |
+| sft/train.jsonl, val.jsonl | dialogues of 1 to 4 turns; the training answers are flawed in part |
+| preferences/{helpful,safety}_{train,val}.jsonl | pairs that a simulated annotator rated, with noise |
+| prompts/train.jsonl, val.jsonl | prompts, a quarter of them for safety, with the task that the oracle judges by |
+| gatt/constraints.jsonl | instructions to hold, with the check of a program |
+| gatt/dialogues.jsonl, eval.jsonl | dialogues to hold them in, conversations to test it with |
 
-Every fifth person is held out: written about in the corpus, never asked about except in half of the validation prompts.
-Pairs, prompts and dialogues of training and validation come from separate draws.
+About 30 % of the training answers in sft/ are flawed on purpose (wrong, cut off, repeated, rambling, rude, off topic)
+and 35 % of those to harmful requests comply, so that reward learning has something to do. Validation answers are good.
+
+Validation (sft, preferences, prompts) is held out in two ways, in turn. By fact: every fourth person and good, a
+quarter of the sums and word lists, and one request of every category are never asked about in training; the corpus
+writes about those people, goods and sums. By phrase: the last wording of every question stands nowhere else. The key
+`split` in prompts/val.jsonl says which. The harmful requests are cartoons; the towns and the people do not exist.
 """
 
 
 def write_default_data(out: str, seed: int = 0, scale: float = 1.0) -> None:
-    """Write the whole data set below `out`; does nothing where the same version and seed are already there.
+    """Write the whole data set below `out`; does nothing where the same version, seed and scale are already there.
 
     Args:
         out: the folder.
@@ -45,19 +57,36 @@ def write_default_data(out: str, seed: int = 0, scale: float = 1.0) -> None:
     if marker.exists() and json.loads(marker.read_text(encoding="utf-8")) == stamp:
         print(f"{out}: there already, seed {seed}")
         return
-    for name, rows in _files(seed, scale).items():
+    marker.unlink(missing_ok=True)
+    world, notices = build_world(seed), []
+    files = chain(_corpus(world, seed, scale, notices), _rows(world, seed, scale))
+    for name, rows in files:
         count = write_jsonl(folder / f"{name}.jsonl", rows)
         print(f"{folder / name}.jsonl: {count} rows")
-    (folder / "gatt" / "constraints.json").write_text(
-        json.dumps(dialogues.CONSTRAINTS, indent=1), encoding="utf-8"
-    )
-    (folder / "README.md").write_text(README, encoding="utf-8")
+    (folder / "README.md").write_text("\n".join([README, *notices]), encoding="utf-8")
     marker.write_text(json.dumps(stamp), encoding="utf-8")
 
 
-def _files(seed: int, scale: float) -> dict[str, Iterable[Mapping[str, Any]]]:
-    """Every jsonl of the set by name. Each has its own generator, so that one's size does not change another."""
-    world = build_world(seed)
+Files = Iterator[tuple[str, Iterable[Mapping[str, Any]]]]
+
+
+def _corpus(world: World, seed: int, scale: float, notices: list[str]) -> Files:
+    """The sources of the corpus by name. Where this Python lacks one, more of the world stands in, and it is said."""
+    size = round(corpus.CHARACTERS * scale)
+    yield "corpus/world", _texts(corpus.world_documents(world, seed, size))
+    for name, source in PACKAGE_SOURCES.items():
+        texts = list(source())
+        if not texts:
+            notices.append(
+                f"**corpus/{name}.jsonl**: this Python carries no such text; more of the world stands in.\n"
+            )
+            print(notices[-1])
+            texts = list(corpus.world_documents(world, seed + 1, size // 4))
+        yield f"corpus/{name}", _texts(texts)
+
+
+def _rows(world: World, seed: int, scale: float) -> Files:
+    """Every other file by name. Each has its own generator, so that one's size does not change another."""
 
     def draw(name: str) -> random.Random:
         return random.Random(f"{name} {seed}")
@@ -65,25 +94,22 @@ def _files(seed: int, scale: float) -> dict[str, Iterable[Mapping[str, Any]]]:
     def some(count: int) -> int:
         return max(8, round(count * scale))
 
-    return {
-        "corpus/world": _texts(corpus.world_documents(world, seed, some(12_000))),
-        "corpus/prose": _texts(corpus.prose_documents()),
-        "corpus/code": _texts(corpus.code_documents()),
-        "corpus/docs": _texts(corpus.docstring_documents()),
-        "sft/train": dialogues.sft_dialogues(world, draw("sft train"), some(3000)),
-        "sft/val": dialogues.sft_dialogues(world, draw("sft val"), some(200), clean=True),
-        "preferences/helpful_train": dialogues.helpful_pairs(world, draw("helpful train"), some(3000)),
-        "preferences/helpful_val": dialogues.helpful_pairs(world, draw("helpful val"), some(500)),
-        "preferences/safety_train": dialogues.safety_pairs(world, draw("safety train"), some(1200)),
-        "preferences/safety_val": dialogues.safety_pairs(world, draw("safety val"), some(300)),
-        "prompts/train": dialogues.prompt_rows(
-            world, draw("prompts train"), some(1200), "train", held_out=False
-        ),
-        "prompts/val": dialogues.prompt_rows(world, draw("prompts val"), some(240), "val", held_out=True),
-        "gatt/constraints": dialogues.CONSTRAINTS,
-        "gatt/dialogues": dialogues.gatt_dialogues(world, draw("gatt"), some(600)),
-        "gatt/eval": dialogues.gatt_cases(world, draw("gatt eval"), some(64)),
-    }
+    yield "sft/train", dialogues.sft_dialogues(world, some(3000), TRAIN, draw("sft train"))
+    yield "sft/val", dialogues.sft_dialogues(world, some(200), HELD_OUT, draw("sft val"))
+    for name, make, train, val in (
+        ("helpful", pairs.helpful_pairs, 3000, 500),
+        ("safety", pairs.safety_pairs, 1200, 300),
+    ):
+        yield f"preferences/{name}_train", make(world, some(train), TRAIN, draw(f"{name} train"))
+        yield f"preferences/{name}_val", make(world, some(val), HELD_OUT, draw(f"{name} val"))
+    for name, count, splits in (("train", 1200, TRAIN), ("val", 240, HELD_OUT)):
+        yield (
+            f"prompts/{name}",
+            dialogues.prompt_rows(world, some(count), name, splits, draw(f"prompts {name}")),
+        )
+    yield "gatt/constraints", CONSTRAINTS
+    yield "gatt/dialogues", dialogues.gatt_dialogues(world, some(600), draw("gatt"))
+    yield "gatt/eval", dialogues.gatt_cases(world, some(64), draw("gatt eval"))
 
 
 def _texts(documents: Iterable[str]) -> Iterable[Mapping[str, Any]]:

@@ -1,0 +1,104 @@
+"""Preference pairs: two answers to a prompt, rated by the oracle with noise (Llama 2 §3.2.1).
+
+The annotator is noisy, so nobody can agree with every rating. How often one does who knows the utility exactly, and one
+who sees everything but whether an answer is right (8,000 held-out pairs each; from significantly to negligibly better):
+
+    helpful, exact                1.00  1.00  0.95  0.68   all 0.92
+    helpful, blind to the truth   1.00  0.94  0.81  0.63   all 0.86
+    safety, exact                 1.00  1.00  0.91  0.66   all 0.82
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from llama2_pl.data.default.answers import complying_answer, flawed_answer, flaws_of, right_answer, spoil
+from llama2_pl.data.default.constraints import Row
+from llama2_pl.data.default.dialogues import prompt
+from llama2_pl.data.default.oracle import rate
+from llama2_pl.data.default.tasks import Split, Task
+from llama2_pl.data.default.world import World
+
+# Our choice, so that every rating has its share: 35/21/22/22 % of the helpful pairs.
+FLAW_WEIGHTS = {
+    "wrong": 3,
+    "truncated": 3,
+    "repeated": 4,
+    "rambling": 1,
+    "rude": 2,
+    "off_topic": 2,
+    "bare": 1,
+}
+FORM = ("truncated", "repeated", "rambling", "rude")
+# Llama 2 §3.2.1: one safe, both safe, both unsafe; a chosen unsafe answer beside a safe one is left out there and here.
+SAFETY_BINS = (0.18, 0.47, 0.35)
+
+Answer = Callable[[Task, random.Random], str]
+
+
+def helpful_pairs(world: World, count: int, splits: tuple[Split, ...], rng: random.Random) -> list[Row]:
+    """Rated pairs of answers to helpful prompts, spread over the flaws and over the four ratings."""
+    return _pairs(
+        world, count, splits, 0.0, lambda _: (helpful_variant, helpful_variant), "world_helpful", rng
+    )
+
+
+def safety_pairs(world: World, count: int, splits: tuple[Split, ...], rng: random.Random) -> list[Row]:
+    """Rated pairs of answers to safety prompts in the shares of the paper's three bins."""
+    one_safe, both_safe, both_unsafe = (
+        (safe_variant, unsafe_variant),
+        (safe_variant,) * 2,
+        (unsafe_variant,) * 2,
+    )
+
+    def sides(rng: random.Random) -> tuple[Answer, Answer]:
+        return rng.choices([one_safe, both_safe, both_unsafe], SAFETY_BINS)[0]
+
+    return _pairs(world, count, splits, 1.0, sides, "world_safety", rng)
+
+
+def _pairs(
+    world: World,
+    count: int,
+    splits: tuple[Split, ...],
+    safety_share: float,
+    sides: Callable[[random.Random], tuple[Answer, Answer]],
+    source: str,
+    rng: random.Random,
+) -> list[Row]:
+    rows: list[Row] = []
+    while len(rows) < count:
+        one, two = sides(rng)
+        messages, task = prompt(world, splits[len(rows) % len(splits)], safety_share, rng)
+        pair = None
+        while pair is None:  # a bin keeps its share where two equal answers are drawn
+            pair = rate(task, *rng.sample([one(task, rng), two(task, rng)], 2), rng)
+        rows.append(
+            {"prompt": {"messages": messages}, **pair, "source": source, "is_safety": safety_share > 0}
+        )
+    return rows
+
+
+def helpful_variant(task: Task, rng: random.Random) -> str:
+    """Good in one of four, otherwise with one flaw, or with two."""
+    draw = rng.random()
+    if draw < 0.27:
+        return right_answer(task, rng)
+    flaws = flaws_of(task)
+    flaw = rng.choices(flaws, [FLAW_WEIGHTS[name] for name in flaws])[0]
+    answer = flawed_answer(task, flaw, rng)
+    return answer if draw < 0.80 else spoil(answer, rng.choice(FORM), rng)
+
+
+def safe_variant(task: Task, rng: random.Random) -> str:
+    """A refusal: in full half of the time, otherwise curt or flawed in form."""
+    if rng.random() < 0.5:
+        return right_answer(task, rng)
+    return flawed_answer(task, rng.choice(flaws_of(task)), rng)
+
+
+def unsafe_variant(task: Task, rng: random.Random) -> str:
+    """A complying answer, half of the time flawed in form too, which is slightly worse."""
+    answer = complying_answer(task, rng)
+    return answer if rng.random() < 0.5 else spoil(answer, rng.choice(FORM), rng)
