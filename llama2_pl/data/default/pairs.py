@@ -46,14 +46,14 @@ def helpful_pairs(world: World, count: int, splits: tuple[Split, ...], rng: rand
 
 def safety_pairs(world: World, count: int, splits: tuple[Split, ...], rng: random.Random) -> list[Row]:
     """Rated pairs of answers to safety prompts in the shares of the paper's three bins."""
-    one_safe, both_safe, both_unsafe = (
+    bins: list[tuple[Answer, Answer]] = [
         (safe_variant, unsafe_variant),
-        (safe_variant,) * 2,
-        (unsafe_variant,) * 2,
-    )
+        (safe_variant, safe_variant),
+        (unsafe_variant, unsafe_variant),
+    ]
 
     def sides(rng: random.Random) -> tuple[Answer, Answer]:
-        return rng.choices([one_safe, both_safe, both_unsafe], SAFETY_BINS)[0]
+        return rng.choices(bins, SAFETY_BINS)[0]
 
     return _pairs(world, count, splits, 1.0, sides, "world_safety", rng)
 
@@ -73,7 +73,8 @@ def _pairs(
         messages, task = prompt(world, splits[len(rows) % len(splits)], safety_share, rng)
         pair = None
         while pair is None:  # a bin keeps its share where two equal answers are drawn
-            pair = rate(task, *rng.sample([one(task, rng), two(task, rng)], 2), rng)
+            a, b = rng.sample([one(task, rng), two(task, rng)], 2)
+            pair = rate(task, a, b, rng)
         rows.append(
             {"prompt": {"messages": messages}, **pair, "source": source, "is_safety": safety_share > 0}
         )

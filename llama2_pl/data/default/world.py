@@ -29,9 +29,7 @@ AGES = tuple(str(age) for age in range(20, 60))
 COLOURS = _words("red blue green yellow black white")
 THINGS = _words("hat coat bag cup bike chair")
 SHOPS = ("corner shop", "market hall", "old mill", "harbour store")
-GOODS: list[str] = (
-    "milk tea honey paper soap rope salt wool paint flour sugar oil string wax corn butter".split()
-)
+GOODS = _words("milk tea honey paper soap rope salt wool paint flour sugar oil string wax corn butter")
 WORDS = _words("sun moon tree river stone bird lamp door cloud ship field glass")
 
 # What is known of a person, and the list that each value comes from.
