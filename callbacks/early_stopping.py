@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
@@ -33,8 +34,8 @@ class HeldOutPromptEarlyStopping(L.Callback):
 
     An iteration is a training batch, whatever the number of optimizer steps in it. The starting policy is looked at
     first and is the first best, so `best.ckpt` exists from the start. Logs `held_out/reward`, `held_out/kl`,
-    `held_out/length` and `held_out/finished`, by iteration. All ranks answer the same prompts, as sharded weights
-    need, and rank 0's figures count.
+    `held_out/length` and `held_out/finished`, by iteration, and to W&B a table of sample answers. All ranks answer
+    the same prompts, as sharded weights need, and rank 0's figures count.
 
     Args:
         prompts: file of prompts (formats of `read_prompts`) or list of texts, none of which is trained on.
@@ -140,8 +141,7 @@ class HeldOutPromptEarlyStopping(L.Callback):
         self.iterations += 1
         if self.iterations % self.every_n_iterations == 0:
             found = self._look_now(trainer)
-            metrics = _metrics(found)
-            pl_module.log_dict(metrics, logger=False, on_step=True, on_epoch=False, batch_size=1)
+            pl_module.log_dict(found.metrics(), logger=False, on_step=True, on_epoch=False, batch_size=1)
             self._judge(trainer, found)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -234,8 +234,12 @@ class HeldOutPromptEarlyStopping(L.Callback):
     def _look_now(self, trainer: L.Trainer) -> HeldOut:
         assert self._look is not None
         found = HeldOut(*trainer.strategy.broadcast(tuple(self._look())))
+        step = self.iterations // trainer.accumulate_grad_batches
         for logger in trainer.loggers:
-            logger.log_metrics(_metrics(found), step=self.iterations // trainer.accumulate_grad_batches)
+            logger.log_metrics(found.metrics(), step=step)
+            if isinstance(logger, WandbLogger):
+                columns = ["prompt", "answer", "reward"]
+                logger.log_table("held_out/samples", columns=columns, data=list(found.samples), step=step)
         return found
 
     def _judge(self, trainer: L.Trainer, found: HeldOut) -> None:
@@ -281,10 +285,6 @@ class HeldOutPromptEarlyStopping(L.Callback):
         if trainer.is_global_zero:
             _replace(temporary, path)
         trainer.strategy.barrier("best.ckpt")
-
-
-def _metrics(found: HeldOut) -> dict[str, float]:
-    return {f"held_out/{name}": value for name, value in found._asdict().items()}
 
 
 def _replace(new: Path, path: Path) -> None:

@@ -19,6 +19,8 @@ from llama2_pl.objectives.ppo import kl_estimate
 from llama2_pl.text.chat import Dialog, encode_prompt
 from llama2_pl.text.tokenizer import Tokenizer
 
+SAMPLES_SHOWN = 16
+
 
 class HeldOut(NamedTuple):
     """Means over the held-out prompts."""
@@ -30,6 +32,12 @@ class HeldOut(NamedTuple):
     """Tokens of an answer, EOS included."""
     finished: float
     """Share of answers that end with EOS."""
+    samples: Sequence[list[str | float]] = ()
+    """The first prompts with their answer and its reward, for a person to read."""
+
+    def metrics(self) -> dict[str, float]:
+        """The figures by their logged names."""
+        return {f"held_out/{name}": value for name, value in self._asdict().items() if name != "samples"}
 
 
 class Sampling(NamedTuple):
@@ -87,7 +95,8 @@ def look(
         generator=torch.Generator().manual_seed(how.seed),
         max_batch=how.max_batch,
     )
-    scores = torch.tensor(list(reward(rows, decode_responses(rollout, tokenizer))), dtype=torch.float64)
+    answers = decode_responses(rollout, tokenizer)
+    scores = torch.tensor(list(reward(rows, answers)), dtype=torch.float64)
     if len(scores) != len(rows):
         raise ValueError(f"reward gave {len(scores)} numbers for {len(rows)} prompts; give one for each")
     return HeldOut(
@@ -95,6 +104,10 @@ def look(
         kl=answer_kl(policy, reference, rollout, how.max_batch).mean().item(),
         length=rollout.response_mask.sum(1).double().mean().item(),
         finished=rollout.finished.double().mean().item(),
+        samples=[
+            [row.prompt.messages[-1].content, text, score]
+            for row, text, score in zip(rows[:SAMPLES_SHOWN], answers, scores.tolist(), strict=False)
+        ],
     )
 
 

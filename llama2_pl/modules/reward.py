@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from torchmetrics import CatMetric
 
@@ -101,7 +102,12 @@ class RewardModule(LlamaModule):
         loss = self.loss(rows[:, :2].T.flatten(), rows[:, 2], rows[:, 4:].T.flatten())
         sources = getattr(getattr(self.trainer, "datamodule", None), "sources", ())
         self.log("val/loss", loss, prog_bar=True, sync_dist=True)
-        self.log_dict(accuracy_report(rows, sources), sync_dist=True)
+        report = accuracy_report(rows, sources)
+        self.log_dict(report, sync_dist=True)
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                table = [[name, float(value)] for name, value in report.items()]
+                logger.log_table("val/reward_table", columns=["measure", "value"], data=table)
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Linear scores (2N,)."""

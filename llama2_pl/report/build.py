@@ -34,6 +34,7 @@ def build_report(run: str = "runs/demo", out: str | None = None) -> str:
         _reward_models(results),
         _rejection_sampling(results),
         _ppo(folder),
+        _judged(results),
         _gold(results),
         _ghost_attention(results),
         _carbon(folder),
@@ -201,6 +202,33 @@ def _ppo(run: Path) -> str:
     )
 
 
+def _versus(name: str) -> str:
+    return " vs ".join(NAMES.get(part, part) for part in name.split(" vs "))
+
+
+def _judged(results: dict) -> str:
+    """Where nobody knows the truth: what the reward models think of each model (as Fig. 11)."""
+    judged = results.get("judged")
+    if not judged:
+        return ""
+    charts = [
+        page.figure(
+            figures.intervals(
+                {NAMES.get(n, n): row[axis] for n, row in judged.items()}, x_label=f"{axis} score"
+            ),
+            f"Mean {axis} score of sampled answers on held-out prompts, 95 % intervals.",
+        )
+        for axis in ("helpfulness", "safety")
+    ]
+    wins = {_versus(name): row for name, row in results.get("judged_win_rate", {}).items()}
+    if wins:
+        x_label = "share preferred by the combined reward"
+        caption = "Win rates by the reward models themselves, which is no proof of quality."
+        charts.append(page.figure(figures.intervals(wins, x_label=x_label, line=0.5), caption))
+    lead = "The reward models' own judgement, on both axes; training aimed at it, so it must rise."
+    return page.section("Judged by the reward models", lead, page.row(*charts))
+
+
 def _gold(results: dict) -> str:
     gold = results.get("gold")
     if not gold:
@@ -213,12 +241,9 @@ def _gold(results: dict) -> str:
     ]
     wins = results.get("win_rate", {})
     if wins:
-        charts.append(
-            page.figure(
-                figures.intervals(wins, x_label="share preferred by the gold score", line=0.5),
-                "Win rates, ties counted half, 95 % bootstrap intervals.",
-            )
-        )
+        named = {_versus(name): row for name, row in wins.items()}
+        chart = figures.intervals(named, x_label="share preferred by the gold score", line=0.5)
+        charts.append(page.figure(chart, "Win rates, ties counted half, 95 % bootstrap intervals."))
     lead = (
         "The gold score is the oracle's judgement, which the reward models never saw except as noisy ratings."
     )
@@ -243,20 +268,17 @@ def _ghost_attention(results: dict) -> str:
 
 
 def _carbon(run: Path) -> str:
-    rows = [
-        row for path in sorted(run.rglob("carbon.json")) for row in read_json(path).get("stages", {}).items()
-    ]
+    paths = [path for name in _manifests(run) for path in sorted((run / name).glob("**/carbon.json"))]
+    rows = [row for path in paths for row in read_json(path).get("stages", {}).items()]
     if not rows:
         return ""
-    head = ["stage", "hours", "kWh", "g CO2e", "how"]
+
+    def thousands(row: dict, key: str) -> float | None:
+        return None if row.get(key) is None else row[key] * 1000
+
+    head = ["stage", "hours", "Wh", "g CO2e", "how"]
     lines = [
-        [
-            name,
-            row.get("hours"),
-            row.get("kwh"),
-            None if row.get("co2e_kg") is None else row["co2e_kg"] * 1000,
-            row.get("source", ""),
-        ]
+        [name, row.get("hours"), thousands(row, "kwh"), thousands(row, "co2e_kg"), row.get("source", "")]
         for name, row in rows
     ]
     totals = ["all", *(sum(line[i] or 0.0 for line in lines) for i in (1, 2, 3)), ""]

@@ -36,6 +36,13 @@ def _pyplot() -> Any:
     return plt
 
 
+def _engineering() -> Any:
+    """1.5 M instead of 1.5 and a lonely 1e6 in the corner."""
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(sep=" ")
+
+
 def _draw(paint: Callable[[Any], None], *, width: float = 5.6, height: float = 3.4) -> str:
     """An SVG element with what `paint(axes)` draws."""
     plt = _pyplot()
@@ -70,6 +77,7 @@ def curves(
                 )
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
+        axes.xaxis.set_major_formatter(_engineering())
         axes.legend()
 
     return _draw(paint)

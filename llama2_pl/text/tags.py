@@ -60,8 +60,8 @@ def neutralise_control_tags(text: str) -> str:
 def strip_control_tags(text: str) -> str:
     """``text`` without any tag or NUL, for a model's output that goes into a file or a later prompt.
 
-    Repeated until none is left, since cutting the inner tag of "[IN[INST]ST]" makes a new one. A model with byte fallback
-    can say NUL, which no reader of rows accepts.
+    Repeated until none is left, since cutting the inner tag of "[IN[INST]ST]" makes a new one. A model with byte
+    fallback can say NUL, which no reader of rows accepts.
     """
     text = text.replace("\x00", "")
     shorter = _TAG.sub("", text)
