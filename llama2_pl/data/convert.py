@@ -1,4 +1,4 @@
-"""`llama2-pl data pairs`: preference files of any format to our own, with held-out pairs and the prompts beside them."""
+"""`llama2-pl data pairs`: preference files of any format to our own, held-out pairs and prompts beside them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def convert_pairs(
         for row in read_preferences(path, format, is_safety=is_safety, report=report):
             if any(find_control_tags(text) for text in _texts(row)):
                 report.unusable["a control tag in the text"] += 1
-            elif max_characters is not None and sum(map(len, _texts(row)[:-2])) + _longest(row) > max_characters:
+            elif (
+                max_characters is not None
+                and sum(map(len, _texts(row)[:-2])) + _longest(row) > max_characters
+            ):
                 report.unusable[f"more than {max_characters} characters"] += 1
             else:
                 pairs["val" if is_held_out(opening(row.prompt), val_fraction) else "train"].append(row)
