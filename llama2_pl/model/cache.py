@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from llama2_pl.model.config import ModelConfig
+
+
+class LayerCache(NamedTuple):
+    """One layer's part of a KVCache: keys and values (B, G, S, K), `length` slots of them filled.
+
+    Blocks get this and no layer number: a compiled block would be compiled again for each number.
+    """
+
+    keys: Tensor
+    values: Tensor
+    length: int
+
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Put (B, G, T, K) behind the filled slots; keys and values of the filled prefix with them, (B, G, S, K)."""
+        end = self.length + keys.shape[2]
+        self.keys[:, :, self.length : end] = keys
+        self.values[:, :, self.length : end] = values
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class KVCache:
@@ -28,14 +48,9 @@ class KVCache:
     def slots(self) -> int:
         return self.keys.shape[3]
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put (B, G, T, K) behind the filled slots; keys and values of the filled prefix with them, (B, G, S, K)."""
-        end = self.length + keys.shape[2]
-        if end > self.slots:
-            raise ValueError(f"the cache has {self.slots} slots and needs {end}; make it longer")
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    def layer(self, number: int) -> LayerCache:
+        """Views: what is written into them is in the cache."""
+        return LayerCache(self.keys[number], self.values[number], self.length)
 
     def advance(self, steps: int) -> None:
         """Count the slots that every layer has written."""

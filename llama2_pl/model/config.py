@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -37,15 +38,21 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("dim", "n_layers", "n_heads", "vocab_size", "multiple_of", "max_seq_len"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        for name in ("norm_eps", "rope_theta", "ffn_dim_multiplier"):
+            value = getattr(self, name)
+            absent = value is None and name == "ffn_dim_multiplier"
+            if not absent and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                raise ValueError(f"{name} is {value!r}; it must be a number above 0")
         if self.dim % self.n_heads:
             raise ValueError(f"dim {self.dim} is not divisible by n_heads {self.n_heads}; change one of them")
         if self.head_dim % 2:
             raise ValueError(f"dim / n_heads is {self.head_dim}; RoPE rotates pairs, so it must be even")
-        if self.kv_heads < 1 or self.n_heads % self.kv_heads:
+        if not isinstance(self.kv_heads, int) or self.kv_heads < 1 or self.n_heads % self.kv_heads:
             raise ValueError(
-                f"n_kv_heads {self.n_kv_heads} does not divide n_heads {self.n_heads}; each kv head serves a group"
+                f"n_kv_heads {self.n_kv_heads!r} does not divide n_heads {self.n_heads}; each kv head serves a group"
             )
 
     @property
@@ -88,6 +95,9 @@ class ModelConfig:
             raise ValueError(
                 f"unknown model key {min(unknown)!r}; there are {', '.join(cls.__dataclass_fields__)}"
             )
+        for name in ("dim", "n_layers", "n_heads"):
+            if name not in config:
+                raise ValueError(f"model key {name!r} is missing; give it, or the name of a preset")
         return cls(**config)
 
 

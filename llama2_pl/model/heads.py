@@ -7,18 +7,8 @@ from torch import Tensor, nn
 
 from llama2_pl.model.cache import KVCache
 from llama2_pl.model.config import ModelConfig
-from llama2_pl.model.layers import INIT_STD, normal_
+from llama2_pl.model.layers import Linear
 from llama2_pl.model.transformer import Transformer
-
-
-class Head(nn.Linear):
-    """A linear map without bias, initialised like the backbone."""
-
-    def __init__(self, dim: int, out: int) -> None:
-        super().__init__(dim, out, bias=False)
-
-    def reset_parameters(self) -> None:
-        normal_(self.weight, INIT_STD)
 
 
 class LanguageModel(nn.Module):
@@ -28,7 +18,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = Transformer(config)
-        self.head = Head(config.dim, config.vocab_size)
+        self.head = Linear(config.dim, config.vocab_size)
 
     def forward(
         self,
@@ -67,13 +57,21 @@ class ScalarModel(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = Transformer(config)
-        self.head = Head(config.dim, 1)
+        self.head = Linear(config.dim, 1)
 
     def forward(
-        self, tokens: Tensor, *, positions: Tensor | None = None, document_ids: Tensor | None = None
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
-        """(B, T) -> (B, T) float32, one value per position."""
-        hidden = self.backbone(tokens, positions=positions, document_ids=document_ids)
+        """(B, T) -> (B, T) float32, one value per position. Arguments as for `Transformer`."""
+        hidden = self.backbone(
+            tokens, positions=positions, document_ids=document_ids, key_mask=key_mask, cache=cache
+        )
         return self.head(hidden).squeeze(-1).float()
 
     def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:

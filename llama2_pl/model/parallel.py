@@ -33,7 +33,8 @@ class ParallelPlan:
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
         compile: compile each block.
         bf16_parameters: with FSDP2, gather parameters in bf16 and reduce gradients in fp32.
-        data_parallel_size: ranks that FSDP2 shards over; 1: no sharding.
+        data_parallel_size: ranks that FSDP2 shards over; 1: no sharding. For whoever makes the mesh, as the next:
+            `parallelize` follows the mesh.
         tensor_parallel_size: ranks that share each matrix; 1: none.
     """
 

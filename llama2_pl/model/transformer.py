@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from llama2_pl.model.cache import KVCache
 from llama2_pl.model.config import ModelConfig
-from llama2_pl.model.layers import Block, RMSNorm, RoPE, init_weights
+from llama2_pl.model.layers import Block, Embedding, RMSNorm, RoPE
 
 
 class Transformer(nn.Module):
@@ -16,14 +16,16 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.embedding = Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.rope = RoPE(config)
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        init_weights(self, self.config.n_layers)
+        """Every part anew."""
+        for module in self.modules():
+            if module is not self and hasattr(module, "reset_parameters"):
+                module.reset_parameters()  # type: ignore[operator]
 
     def forward(
         self,
@@ -45,16 +47,43 @@ class Transformer(nn.Module):
             cache: keys and values of earlier tokens; these are added behind them.
         """
         past = cache.length if cache is not None else 0
+        check_lengths(self.config, tokens, positions, document_ids, key_mask, cache)
         if positions is None:
             positions = default_positions(tokens, document_ids, key_mask, past)
         mask = attention_mask(tokens, document_ids, key_mask, past)
         rotation = self.rope(positions)
         hidden = self.embedding(tokens)
         for number, layer in enumerate(self.layers):
-            hidden = layer(hidden, rotation, mask, cache, number)
+            hidden = layer(hidden, rotation, mask, cache.layer(number) if cache is not None else None)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(hidden)
+
+
+def check_lengths(
+    config: ModelConfig,
+    tokens: Tensor,
+    positions: Tensor | None,
+    document_ids: Tensor | None,
+    key_mask: Tensor | None,
+    cache: KVCache | None,
+) -> None:
+    """Raise ValueError for what broadcasting would hide or a GPU would only report as a failed assertion."""
+    if document_ids is not None and cache is not None:
+        raise ValueError(
+            "document_ids with a cache: rows of several documents cannot be decoded; give one of them"
+        )
+    end = tokens.shape[1] + (cache.length if cache is not None else 0)
+    if cache is not None and end > cache.slots:
+        raise ValueError(f"the cache has {cache.slots} slots and needs {end}; make it longer")
+    if key_mask is not None and key_mask.shape[1] < end:
+        raise ValueError(
+            f"key_mask covers {key_mask.shape[1]} keys of {end}; it also covers those in the cache"
+        )
+    if positions is None and end > config.max_seq_len:
+        raise ValueError(
+            f"{end} tokens and max_seq_len is {config.max_seq_len}; shorten the rows or raise it"
+        )
 
 
 def default_positions(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import multiprocessing
 
+from llama2_pl.model.cache import KVCache
 from llama2_pl.model.config import PRESETS, ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.parallel import ParallelPlan, parallelize
@@ -65,3 +67,29 @@ def test_compile_asks_for_each_block_and_nothing_else(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
     parallelize(LanguageModel(ModelConfig(32, 3, 4, vocab_size=8)), ParallelPlan(compile=True))
     assert compiled == ["Block"] * 3
+
+
+def test_compiled_blocks_share_their_compilations_in_training_and_in_decoding() -> None:
+    compiled = []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., object]:
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    config = ModelConfig(
+        32, 12, 4, vocab_size=64, multiple_of=16
+    )  # more blocks than dynamo compiles one function
+    model = LanguageModel(config)
+    for block in model.backbone.layers:
+        block.compile(backend=count)
+    plain = LanguageModel(config)
+    plain.load_state_dict(model.state_dict())
+    tokens = torch.randint(64, (2, 12))
+    model(tokens).sum().backward()
+    assert len(compiled) == 1
+    with torch.no_grad():
+        cache = KVCache(config, batch=2, slots=12)
+        parts = [model(part, cache=cache) for part in tokens.split([6, 1, 1, 1, 1, 1, 1], 1)]
+        torch.testing.assert_close(torch.cat(parts, 1), plain(tokens), rtol=0, atol=1e-4)
+    assert len(compiled) <= 4  # a prompt, the first new token, any further one

@@ -54,14 +54,19 @@ def test_parameter_counts_are_those_of_the_release(name: str, count: int) -> Non
 
 @pytest.mark.parametrize(
     ("config", "hidden"),
-    [("7B", 11008), ("13B", 13824), ("34B", 22016), ("70B", 28672)],
+    # 34M by hand: int(8 * 512 / 3) = 1365, and 43 * 32 = 1376
+    [("7B", 11008), ("13B", 13824), ("34B", 22016), ("70B", 28672), ("34M", 1376)],
 )
 def test_ffn_hidden_sizes_are_those_of_the_release(config: str, hidden: int) -> None:
     assert PRESETS[config].ffn_hidden == hidden
 
 
-@pytest.mark.parametrize("config", [MHA, GQA], ids=["MHA", "GQA"])
-def test_logits_equal_those_of_transformers(config: ModelConfig) -> None:
+@pytest.mark.parametrize(
+    ("config", "time"),
+    [(MHA, 20), (GQA, 20), (ModelConfig.of({**GQA.to_dict(), "max_seq_len": 1024}), 1024)],
+    ids=["MHA", "GQA", "a thousand positions"],
+)
+def test_logits_equal_those_of_transformers(config: ModelConfig, time: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     ours = lively(config)
@@ -74,15 +79,15 @@ def test_logits_equal_those_of_transformers(config: ModelConfig) -> None:
             num_attention_heads=6,
             num_key_value_heads=config.kv_heads,
             rms_norm_eps=1e-5,
-            max_position_embeddings=64,
+            max_position_embeddings=config.max_seq_len,
         )
     ).eval()
     weights = ours.state_dict()
     theirs.load_state_dict({entry.hugging_face: weights[entry.ours] for entry in entries(3)})
     with torch.no_grad():
-        expected = theirs(tokens()).logits
+        expected = theirs(tokens(2, time)).logits
     assert expected.std() > 0.5
-    close(ours(tokens()), expected)
+    close(ours(tokens(2, time)), expected)
 
 
 def test_future_tokens_do_not_change_past_logits() -> None:
@@ -120,6 +125,54 @@ def test_left_padded_rows_with_a_cache_equal_each_row_alone() -> None:
 def test_a_cache_that_is_full_says_so() -> None:
     with pytest.raises(ValueError, match="the cache has 4 slots and needs 5"):
         lively()(tokens(1, 5), cache=KVCache(GQA, batch=1, slots=4))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cache": KVCache(GQA, 2, 64), "document_ids": torch.zeros(2, 20)}, "document_ids with a cache"),
+        ({"key_mask": torch.ones(2, 1, dtype=torch.bool)}, "key_mask covers 1 keys of 20"),
+    ],
+)
+def test_arguments_that_broadcasting_would_swallow_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lively()(tokens(), **arguments)
+
+
+def test_more_tokens_than_positions_are_refused_and_given_positions_are_not() -> None:
+    model, ids = lively(), tokens(1, 65)
+    with pytest.raises(ValueError, match="65 tokens and max_seq_len is 64"):
+        model(ids)
+    assert model(ids, positions=torch.arange(65)[None] % 64).isfinite().all()
+
+
+def test_plain_causal_attention_gets_no_mask_and_packed_rows_one_for_all_layers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[Tensor | None, bool]] = []
+    attend = nn.functional.scaled_dot_product_attention
+
+    def watched(*args: Tensor, attn_mask: Tensor | None, is_causal: bool, **others: bool) -> Tensor:
+        seen.append((attn_mask, is_causal))
+        return attend(*args, attn_mask=attn_mask, is_causal=is_causal, **others)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
+    model = lively()
+    model(tokens())
+    assert seen == [(None, True)] * 3
+    seen.clear()
+    model(tokens(), document_ids=torch.zeros(2, 20))
+    masks = [mask for mask, _ in seen]
+    assert masks[0] is not None and masks[0] is masks[1] is masks[2]
+    assert masks[0].shape == (2, 1, 20, 20) and masks[0].dtype == torch.bool
+
+
+def test_a_scalar_model_takes_a_cache_as_the_language_model_does() -> None:
+    torch.manual_seed(0)
+    model, ids = ScalarModel(GQA).requires_grad_(False), tokens()
+    cache, key_mask = KVCache(GQA, batch=2, slots=20), torch.ones(2, 20, dtype=torch.bool)
+    parts = [model(ids[:, :15], cache=cache), model(ids[:, 15:], key_mask=key_mask, cache=cache)]
+    close(torch.cat(parts, 1), model(ids))
 
 
 def test_selected_cache_rows_decode_as_those_rows_do() -> None:
@@ -178,6 +231,24 @@ def test_rope_stays_fp32_when_the_model_becomes_bf16() -> None:
     assert "backbone.rope.angles" not in model.state_dict()
 
 
+def test_under_bf16_autocast_attention_is_bf16_and_its_rotation_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+    attend = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        nn.functional,
+        "scaled_dot_product_attention",
+        lambda *args, **others: seen.extend(x.dtype for x in args) or attend(*args, **others),
+    )
+    model, ids = lively(), tokens()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(ids)
+        cached = model(ids, cache=KVCache(GQA, 2, 20, torch.bfloat16))
+        rotation = model.backbone.rope(torch.tensor([[63]]))
+    assert set(seen) == {torch.bfloat16} and rotation.cos.dtype == logits.dtype == torch.float32
+    assert (logits - model(ids)).abs().max() < 0.3  # of a spread of 1.5
+    assert torch.equal(cached, logits)
+
+
 def test_rms_norm_divides_by_the_root_mean_square() -> None:
     norm = RMSNorm(2, eps=0.5)
     with torch.no_grad():
@@ -197,34 +268,55 @@ def test_rms_norm_rounds_to_its_inputs_type_before_the_gain() -> None:
     assert not torch.equal(norm(x), (wide * gain.float()).bfloat16())  # the other order rounds otherwise
 
 
-def test_a_model_made_on_the_meta_device_becomes_finite_by_reset_parameters() -> None:
+def test_a_meta_model_is_initialised_by_the_parts_that_own_tensors_in_any_order() -> None:
+    # Lightning visits parents first and asks only modules with parameters or buffers of their own.
     with torch.device("meta"):
-        model = LanguageModel(GQA)
+        model = LanguageModel(WIDE)
     model.to_empty(device="cpu")
     for tensor in (*model.parameters(), *model.buffers()):
         nn.init.constant_(tensor, torch.nan)
-    model.apply(lambda module: module.reset_parameters() if hasattr(module, "reset_parameters") else None)  # type: ignore[operator]
-    assert all(tensor.isfinite().all() for tensor in (*model.parameters(), *model.buffers()))
-    assert torch.equal(model.backbone.rope.angles, RoPE(GQA).angles)
-    # children first, the backbone last: torch's own layers have not put theirs over it
-    assert model.backbone.layers[0].attention.wq.weight.std().item() == pytest.approx(0.02, rel=0.1)  # type: ignore[union-attr, operator]
-    assert model(tokens()).isfinite().all()
+    for module in model.modules():
+        if [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            module.reset_parameters()  # type: ignore[operator]
+    assert torch.equal(model.backbone.rope.angles, RoPE(WIDE).angles)
+    check_initial_spread(model)
 
 
 def test_initial_weights_have_std_002_and_residual_outputs_less_by_root_of_twice_the_depth() -> None:
-    model = LanguageModel(ModelConfig(dim=128, n_layers=8, n_heads=4, vocab_size=256))
+    check_initial_spread(LanguageModel(WIDE))
+
+
+def test_a_backbone_is_initialised_anew_by_one_call() -> None:
+    model = lively(WIDE)
+    model.backbone.reset_parameters()
+    model.head.reset_parameters()
+    check_initial_spread(model)
+
+
+WIDE = ModelConfig(dim=128, n_layers=8, n_heads=4, vocab_size=256)
+
+
+def check_initial_spread(model: LanguageModel) -> None:
     expected = {
-        "wq": 0.02,
-        "wo": 0.005,
-        "w1": 0.02,
-        "w2": 0.005,
+        **dict.fromkeys(("wq", "wk", "wv", "w1", "w3"), 0.02),
+        **dict.fromkeys(("wo", "w2"), 0.005),
         "embedding": 0.02,
         "head": 0.02,
     }  # sqrt(16) = 4
     for name, parameter in model.named_parameters():
         key = name.split(".")[-2]
-        if key in expected:
+        if parameter.dim() == 1:
+            assert torch.equal(parameter, torch.ones(128)), name
+        else:
             assert parameter.std().item() == pytest.approx(expected[key], rel=0.05), name
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    model = lively().requires_grad_(True)
+    model(tokens()).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_a_score_is_the_scalar_at_the_last_real_token() -> None:
@@ -252,6 +344,10 @@ def test_hidden_states_are_what_the_head_reads() -> None:
         ({"n_heads": 16}, "dim / n_heads is 3"),
         ({"n_kv_heads": 4}, "n_kv_heads 4 does not divide n_heads 6"),
         ({"n_layers": 0}, "n_layers is 0"),
+        ({"vocab_size": 1.5}, "vocab_size is 1.5"),
+        ({"norm_eps": 0.0}, "norm_eps is 0.0"),
+        ({"rope_theta": "1e4"}, "rope_theta is '1e4'"),
+        ({"ffn_dim_multiplier": -1.0}, "ffn_dim_multiplier is -1.0"),
         ({"depth": 3}, "unknown model key 'depth'"),
     ],
 )
@@ -264,8 +360,10 @@ def test_a_config_is_made_of_itself_its_dict_or_a_presets_name() -> None:
     assert ModelConfig.of(GQA) is GQA
     assert ModelConfig.of(GQA.to_dict()) == GQA
     assert ModelConfig.of("tiny") == PRESETS["tiny"]
-    with pytest.raises(ValueError, match="no preset '8B'"):
+    with pytest.raises(ValueError, match="no preset '8B'; there are 7B, 13B, 34B, 70B"):
         ModelConfig.of("8B")
+    with pytest.raises(ValueError, match="model key 'n_heads' is missing"):
+        ModelConfig.of({"dim": 8, "n_layers": 1})
 
 
 @pytest.mark.parametrize("change", [{"rope_theta": 50.0}, {"norm_eps": 0.1}], ids=["rope_theta", "norm_eps"])
