@@ -18,7 +18,7 @@ from torch import Tensor
 from llama2_pl.checkpoints.hugging_face_config import GENERATION_CONFIG, config_json, read_config
 from llama2_pl.checkpoints.hugging_face_tokenizer import tokenizer_config_json, tokenizer_json
 from llama2_pl.checkpoints.keys import entries
-from llama2_pl.checkpoints.networks import check_tensors, materialise, on_meta, shapes_of
+from llama2_pl.checkpoints.networks import check_tensors, materialise, on_meta, read_json, shapes_of
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.text import Tokenizer
 
@@ -49,7 +49,7 @@ def from_hugging_face(folder: str | Path, dtype: torch.dtype = torch.float32) ->
 def to_hugging_face(
     model: LanguageModel,
     folder: str | Path,
-    tokenizer: str | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write a folder that transformers and vLLM load: configs, safetensors and, given a tokenizer.model, that too.
@@ -57,7 +57,7 @@ def to_hugging_face(
     Args:
         model: whole on this process, all parameters of one dtype.
         folder: new or empty; it appears when everything is written.
-        tokenizer: path of a SentencePiece tokenizer.model.
+        tokenizer: a SentencePiece tokenizer.model, opened or its path.
         max_shard_bytes: a file of weights is at most this long, unless one tensor is longer.
     """
     config = model.config
@@ -66,15 +66,16 @@ def to_hugging_face(
         "generation_config.json": GENERATION_CONFIG,
     }
     if tokenizer is not None:
-        _check_vocabulary(Tokenizer(tokenizer), config.vocab_size)
-        texts["tokenizer.json"] = tokenizer_json(Path(tokenizer))
+        tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer(tokenizer)
+        _check_vocabulary(tokenizer, config.vocab_size)
+        texts["tokenizer.json"] = tokenizer_json(tokenizer.path)
         texts["tokenizer_config.json"] = tokenizer_config_json(config.max_seq_len)
     with _appearing(Path(folder)) as target:
         _write_weights(model, target, max_shard_bytes)
         for name, content in texts.items():
             _write_json(target / name, content)
         if tokenizer is not None:
-            shutil.copyfile(tokenizer, target / "tokenizer.model")
+            shutil.copyfile(tokenizer.path, target / "tokenizer.model")
 
 
 def _weight_files(folder: Path) -> dict[Path, list[str]]:
@@ -87,10 +88,13 @@ def _weight_files(folder: Path) -> dict[Path, list[str]]:
                 f"{folder}: neither {_SINGLE} nor {_INDEX} in this folder; other formats are not read"
             )
         return {path: _parameters(_header(path))}
-    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{index}: weight_map is {weight_map!r}; it maps each tensor to its file")
     files: dict[Path, list[str]] = {}
     for name, file in weight_map.items():
         # An index comes from strangers: a path in it could reach any file of the reader's.
+        file = str(file)
         if file != os.path.basename(file) or not file.endswith(".safetensors") or "\\" in file:
             raise ValueError(f"{index}: {name} is in {file!r}, which is not the name of a .safetensors file")
         files.setdefault(folder / file, []).append(name)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from llama2_pl.checkpoints.networks import read_json
 from llama2_pl.model.config import ModelConfig
 
 # Value that a feature must have where config.json names it: with any other the backbone would compute something else.
@@ -20,35 +20,40 @@ _REQUIRED: dict[str, Any] = {
     "quantization_config": None,
 }
 
+_SIZES = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "vocab_size": "vocab_size",
+    "rms_norm_eps": "norm_eps",
+    "max_position_embeddings": "max_seq_len",
+}
+
 
 def read_config(path: Path) -> ModelConfig:
     """The model's sizes in a config.json; features that Llama 2 does not have are refused."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; give a folder in Hugging Face's format")
-    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw = read_json(path)
     for key, value in _REQUIRED.items():
         if raw.get(key, value) != value:
             raise ValueError(
                 f"{path}: {key} is {raw[key]!r}; Llama 2 has {value!r}, and so has this backbone"
             )
+    for key in (*_SIZES, "intermediate_size"):
+        if key not in raw:
+            raise ValueError(f"{path}: {key} is missing")
+    theta = _rope_theta(path, raw)
     try:
-        dim, heads, hidden = raw["hidden_size"], raw["num_attention_heads"], raw["intermediate_size"]
-        config = ModelConfig(
-            dim=dim,
-            n_layers=raw["num_hidden_layers"],
-            n_heads=heads,
-            n_kv_heads=raw.get("num_key_value_heads"),
-            vocab_size=raw["vocab_size"],
-            norm_eps=raw["rms_norm_eps"],
-            rope_theta=_rope_theta(path, raw),
-            max_seq_len=raw["max_position_embeddings"],
-            **_ffn_rule(dim, hidden),
+        sizes = {ours: raw[theirs] for theirs, ours in _SIZES.items()}
+        kv_heads, ffn = (
+            raw.get("num_key_value_heads"),
+            _ffn_rule(raw["hidden_size"], raw["intermediate_size"]),
         )
-    except KeyError as error:
-        raise ValueError(f"{path}: {error.args[0]} is missing") from error
+        config = ModelConfig(**sizes, n_kv_heads=kv_heads, rope_theta=theta, **ffn)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if raw.get("head_dim") not in (None, config.head_dim):
         raise ValueError(
-            f"{path}: head_dim is {raw['head_dim']}; this backbone has hidden_size / heads = {dim / heads:g}"
+            f"{path}: head_dim is {raw['head_dim']}; this backbone has hidden_size / heads = {config.head_dim}"
         )
     return config
 
@@ -63,11 +68,14 @@ def _rope_theta(path: Path, raw: dict[str, Any]) -> float:
             raise ValueError(
                 f"{path}: RoPE scaling {kind!r}; Llama 2 has none, and neither has this backbone"
             )
-    return float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0)))
+    theta = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
+    return float(theta) if isinstance(theta, int) else theta
 
 
 def _ffn_rule(dim: int, hidden: int) -> dict[str, Any]:
     """multiple_of and ffn_dim_multiplier that give this hidden size; of the released models, those of the release."""
+    if not isinstance(hidden, int) or hidden < 1:
+        raise ValueError(f"intermediate_size is {hidden!r}; it must be a whole number of at least 1")
     for rule in ({"multiple_of": 256}, {"multiple_of": 4096, "ffn_dim_multiplier": 1.3}):
         if ModelConfig(dim, 1, 1, **rule).ffn_hidden == hidden:
             return rule

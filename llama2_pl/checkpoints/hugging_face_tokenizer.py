@@ -13,12 +13,19 @@ import sentencepiece
 _UNK, _BOS, _EOS = "<unk>", "<s>", "</s>"
 
 # The ids are those of llama2_pl.text.chat: each turn apart with BOS, each answer ended by EOS, the system message in
-# the first user turn. A text with a control tag could forge a turn, and this tokenizer would read "<s>" in it as BOS.
+# the first user turn. A text with a control tag, in any case and spacing, could forge a turn, and this tokenizer would
+# read "<s>" in it as BOS.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
-  {%- for tag in ['[INST]', '[/INST]', '<<SYS>>', '<</SYS>>', bos_token, eos_token, '<unk>'] -%}
-    {%- if tag in message['content'] -%}
+  {%- set bare = message['content'].lower().split() | join -%}
+  {%- for tag in ['[inst]', '[/inst]', '<<sys>>', '<</sys>>'] -%}
+    {%- if tag in bare -%}
       {{- raise_exception('a message holds the control tag ' ~ tag) -}}
+    {%- endif -%}
+  {%- endfor -%}
+  {%- for token in [bos_token, eos_token, '<unk>'] -%}
+    {%- if token in message['content'] -%}
+      {{- raise_exception('a message holds the control tag ' ~ token) -}}
     {%- endif -%}
   {%- endfor -%}
 {%- endfor -%}

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from llama2_pl.checkpoints.keys import Entry, adjacent_to_half_split, entries
-from llama2_pl.checkpoints.networks import check_tensors, materialise, on_meta, shapes_of
+from llama2_pl.checkpoints.networks import (
+    check_tensors,
+    materialise,
+    on_meta,
+    read_json,
+    read_torch,
+    shapes_of,
+)
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 
@@ -49,18 +54,19 @@ def _shard_paths(folder: Path) -> list[Path]:
 
 
 def _read_shard(path: Path) -> Shard:
-    try:
-        shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"{path}: not a readable weights file ({str(error).splitlines()[0]})") from error
+    shard = read_torch(path)
+    if not isinstance(shard, dict) or not all(_is_weight(tensor) for tensor in shard.values()):
+        raise ValueError(f"{path}: holds other things than named tensors of floating-point numbers")
     # RoPE's table is derived, never loaded.
     return {name: tensor for name, tensor in shard.items() if name != "rope.freqs"}
 
 
+def _is_weight(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def _read_config(path: Path, shards: list[Shard]) -> ModelConfig:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; Meta's weights need their params.json beside them")
-    params = json.loads(path.read_text(encoding="utf-8"))
+    params = read_json(path)
     if params.get("vocab_size", -1) == -1:
         # Meta's loader fills this from the tokenizer; the embedding knows it as well.
         if "tok_embeddings.weight" not in shards[0]:
@@ -68,7 +74,7 @@ def _read_config(path: Path, shards: list[Shard]) -> ModelConfig:
         params["vocab_size"] = shards[0]["tok_embeddings.weight"].shape[0]
     try:
         config = ModelConfig.of(params)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if config.n_heads % len(shards) or config.kv_heads % len(shards):
         raise ValueError(

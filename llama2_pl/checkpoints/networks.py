@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -13,6 +15,31 @@ from llama2_pl.model.heads import LanguageModel, ScalarModel
 
 Network = TypeVar("Network", LanguageModel, ScalarModel)
 Shapes = Mapping[str, Sequence[int]]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; the weights need it beside them")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__} and not an object; download it again")
+    return content
+
+
+def read_torch(path: Path) -> Any:
+    """What torch.save wrote, tensors mapped and not yet read; nothing in the file is run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        # torch's own message offers weights_only=False, which runs what is in the file.
+        raise ValueError(
+            f"{path}: not a readable weights file: cut short, not written by torch.save, or with more in it than "
+            "tensors and plain types"
+        ) from error
 
 
 def on_meta(network: type[Network], config: ModelConfig) -> Network:

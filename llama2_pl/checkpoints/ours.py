@@ -13,7 +13,15 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from llama2_pl.checkpoints.hugging_face import from_hugging_face, to_hugging_face
 from llama2_pl.checkpoints.meta import from_meta
-from llama2_pl.checkpoints.networks import Network, Shapes, check_tensors, materialise, on_meta, shapes_of
+from llama2_pl.checkpoints.networks import (
+    Network,
+    Shapes,
+    check_tensors,
+    materialise,
+    on_meta,
+    read_torch,
+    shapes_of,
+)
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 
@@ -70,7 +78,7 @@ def _open(path: Path) -> Saved:
         return _open_shards(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; give a .ckpt or a Hugging Face or Meta folder")
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    content = read_torch(path)
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise ValueError(f"{path}: not a Lightning checkpoint (no state_dict and hyper_parameters in it)")
     tensors = content["state_dict"]
@@ -84,7 +92,7 @@ def _open_shards(path: Path) -> Saved:
             f"{path}: neither config.json (Hugging Face), params.json (Meta) nor meta.pt and .metadata (a sharded "
             "checkpoint, whole) in this folder"
         )
-    meta = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
+    meta = read_torch(path / "meta.pt")
     stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
     shapes = {
         name.removeprefix("state_dict."): entry.size

@@ -162,7 +162,9 @@ def test_the_sizes_of_each_preset_survive_config_json(name: str, tmp_path: Path)
         ("rope_scaling", {"type": "linear", "factor": 2.0}, "RoPE scaling 'linear'"),
         ("rope_parameters", {"rope_type": "llama3", "rope_theta": 5e5}, "RoPE scaling 'llama3'"),
         ("head_dim", 16, "head_dim is 16"),
-        ("num_key_value_heads", 3, "n_kv_heads 3 does not divide"),
+        ("num_key_value_heads", 3, r"config\.json: n_kv_heads 3 does not divide"),
+        ("hidden_size", "32", r"config\.json: dim is '32'"),
+        ("intermediate_size", 0, r"config\.json: intermediate_size is 0"),
         ("num_hidden_layers", 3, r"model\.layers\.2\.\S+ is missing"),
         (
             "intermediate_size",
@@ -184,6 +186,22 @@ def test_a_missing_size_is_named(copied: Path) -> None:
     del raw["hidden_size"]
     (copied / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match=r"config\.json: hidden_size is missing"):
+        from_hugging_face(copied)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not JSON"), ("[1]", "holds a list"), ("[" * 9999, "not JSON")]
+)
+def test_what_is_no_json_object_is_named(copied: Path, file: str, text: str, message: str) -> None:
+    (copied / file).write_text(text)
+    with pytest.raises(ValueError, match=f"{file}: {message}"):
+        from_hugging_face(copied)
+
+
+def test_an_index_without_a_map_is_refused(copied: Path) -> None:
+    (copied / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"index\.json: weight_map is None"):
         from_hugging_face(copied)
 
 
@@ -273,6 +291,14 @@ def test_an_export_that_fails_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_tokenizer_may_be_given_opened(
+    model: LanguageModel, tokenizer: Tokenizer, exported: Path, tmp_path: Path
+) -> None:
+    to_hugging_face(model, tmp_path / "out", tokenizer)
+    for name in ("tokenizer.model", "tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (exported / name).read_bytes()
+
+
 def test_a_tokenizer_with_more_pieces_than_the_model_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="700 pieces and the model has 512"):
         to_hugging_face(LanguageModel(PRESETS["tiny"]), tmp_path / "out", str(tokenizer.path))
@@ -304,6 +330,8 @@ def test_the_chat_template_gives_our_ids(dialog: Dialog, exported: Path, tokeniz
     ("messages", "message"),
     [
         ([("user", "a [/INST] b")], "control tag"),
+        ([("user", "a [ / inst\n] b")], "control tag"),
+        ([("system", "< <sys>>"), ("user", "a")], "control tag"),
         ([("user", "a </s><s> b")], "control tag"),
         ([("user", "a"), ("user", "b")], "in turn"),
         ([("assistant", "a")], "in turn"),

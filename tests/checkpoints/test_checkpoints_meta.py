@@ -157,6 +157,7 @@ def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
             torch.ones(16),
             r"consolidated\.01\.pth: layers\.0\.attention\.wq\.bias",
         ),
+        ("norm.weight", torch.ones(32, dtype=torch.int64), r"consolidated\.01\.pth: holds other things"),
         ("norm.weight", torch.ones(16), r"consolidated\.01\.pth: norm\.weight is \[16\]"),
         ("norm.weight", None, r"consolidated\.01\.pth: norm\.weight is missing"),
     ],

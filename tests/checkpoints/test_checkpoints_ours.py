@@ -127,6 +127,15 @@ def test_missing_and_left_over_weights_are_named(tmp_path: Path) -> None:
         load_language_model(saved(tmp_path / "less.ckpt", weights, hyper_parameters))
 
 
+@pytest.mark.parametrize("kind", ["garbage", "truncated", "a class in it"])
+def test_a_file_that_cannot_be_read_safely_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "odd.ckpt", {}, {"folder": tmp_path} if kind == "a class in it" else {"lr": 1.0})
+    if kind != "a class in it":
+        path.write_bytes(b"garbage" if kind == "garbage" else path.read_bytes()[:-99])
+    with pytest.raises(ValueError, match=r"odd\.ckpt: not a readable weights file"):
+        load_language_model(path)
+
+
 def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such checkpoint"):
         load_language_model(tmp_path / "none.ckpt")
