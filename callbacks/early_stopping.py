@@ -233,7 +233,7 @@ class HeldOutPromptEarlyStopping(L.Callback):
 
     def _look_now(self, trainer: L.Trainer) -> HeldOut:
         assert self._look is not None
-        found = HeldOut(*trainer.strategy.broadcast(tuple(self._look())))
+        found = trainer.strategy.broadcast(self._look())
         step = self.iterations // trainer.accumulate_grad_batches
         for logger in trainer.loggers:
             logger.log_metrics(found.metrics(), step=step)

@@ -202,8 +202,12 @@ def _ppo(run: Path) -> str:
     )
 
 
+def _name(name: str) -> str:
+    return NAMES.get(name, name)
+
+
 def _versus(name: str) -> str:
-    return " vs ".join(NAMES.get(part, part) for part in name.split(" vs "))
+    return " vs ".join(map(_name, name.split(" vs ")))
 
 
 def _judged(results: dict) -> str:
@@ -213,9 +217,7 @@ def _judged(results: dict) -> str:
         return ""
     charts = [
         page.figure(
-            figures.intervals(
-                {NAMES.get(n, n): row[axis] for n, row in judged.items()}, x_label=f"{axis} score"
-            ),
+            figures.intervals({_name(n): row[axis] for n, row in judged.items()}, x_label=f"{axis} score"),
             f"Mean {axis} score of sampled answers on held-out prompts, 95 % intervals.",
         )
         for axis in ("helpfulness", "safety")
@@ -235,7 +237,7 @@ def _gold(results: dict) -> str:
         return ""
     charts = [
         page.figure(
-            figures.intervals({NAMES.get(n, n): row for n, row in gold.items()}, x_label="gold score"),
+            figures.intervals({_name(n): row for n, row in gold.items()}, x_label="gold score"),
             "Mean gold score of sampled answers on held-out prompts, 95 % intervals.",
         )
     ]
@@ -249,7 +251,7 @@ def _gold(results: dict) -> str:
     )
     kinds = results.get("gold_by_kind", {})
     names = sorted({kind for row in kinds.values() for kind in row})
-    lines = [[NAMES.get(model, model), *(row.get(kind) for kind in names)] for model, row in kinds.items()]
+    lines = [[_name(model), *(row.get(kind) for kind in names)] for model, row in kinds.items()]
     return page.section(
         "Gold score", lead, page.row(*charts), page.table(["model", *names], lines) if lines else ""
     )
@@ -290,9 +292,7 @@ def _samples(results: dict) -> str:
     talks = []
     for sample in results.get("samples", []):
         messages = [(m["role"], m["content"]) for m in sample["messages"]]
-        talks.append(
-            page.talk([*messages, *((NAMES.get(n, n), text) for n, text in sample["answers"].items())])
-        )
+        talks.append(page.talk([*messages, *((_name(n), text) for n, text in sample["answers"].items())]))
     return (
         page.section("What the models say", "Held-out prompts, sampled once at temperature 0.7.", *talks)
         if talks

@@ -15,6 +15,7 @@ RATINGS = ["significantly better", "better", "slightly better", "negligibly bett
 def _pyplot() -> Any:
     try:
         import matplotlib
+        from cycler import cycler
     except ImportError as error:
         raise ImportError('the report draws with matplotlib: pip install "llama2-pl[report]"') from error
     matplotlib.use("Agg")
@@ -22,7 +23,7 @@ def _pyplot() -> Any:
 
     plt.rcParams.update(
         {
-            "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+            "axes.prop_cycle": cycler(color=COLOURS),
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,

@@ -87,14 +87,10 @@ def evaluate(
         models: checkpoints by name; the first is the one that the others are compared with.
         tokenizer: tokenizer.model of all of them.
         prompts: files of held-out prompts; where all rows have a `task` the oracle gives its gold score.
-        helpfulness_reward: checkpoint of the helpfulness reward model.
-        safety_reward: checkpoint of the safety reward model.
+        helpfulness_reward, safety_reward: checkpoints of the reward models.
         out: the result file.
-        helpful_pairs: held-out preference files for the helpfulness model.
-        safety_pairs: held-out preference files for the safety model.
-        gatt_models: checkpoints by name whose hold on an instruction is compared.
-        gatt_cases: conversations with an instruction and its check.
-        gatt_turns: turns at which the instruction is checked.
+        helpful_pairs, safety_pairs: held-out preference files for either reward model.
+        gatt_models: checkpoints by name whose hold on the instructions of `gatt_cases` is compared at `gatt_turns`.
         sampler: which of `models` the best-of-N curves are drawn for.
         temperatures: of the best-of-N curves; the gold score is taken at the middle one.
         samples: largest N of those curves.

@@ -194,7 +194,9 @@ def test_every_look_is_logged_by_iteration(
 ) -> None:
     logger = CSVLogger(tmp_path)
     callback = stopper(tokenizer, tmp_path / "out", reward=rising_to(4, 2))
-    make_trainer(callback, max_epochs=1, logger=logger, log_every_n_steps=50).fit(Drift(tiny), loader(20))
+    make_trainer(callback, max_epochs=1, logger=logger, log_every_n_steps=50).fit(
+        Drift(tiny, step=20.0), loader(20)
+    )
     with open(Path(logger.log_dir) / "metrics.csv", encoding="utf-8") as file:
         rows = {int(row["step"]): row for row in csv.DictReader(file) if row.get("held_out/reward")}
     assert {step: float(row["held_out/reward"]) for step, row in rows.items()} == {
@@ -264,7 +266,7 @@ def test_the_modules_own_starting_policy_and_reward_models_are_used(
 
     callback = HeldOutPromptEarlyStopping(PROMPTS, str(tokenizer.path), str(tmp_path), max_new_tokens=4)
     trainer = make_trainer(callback, max_epochs=1)
-    trainer.fit(Own(tiny), loader(10))
+    trainer.fit(Own(tiny, step=20.0), loader(10))
     assert math.isfinite(callback.best_reward) and trainer.callback_metrics["held_out/kl"] > 0
     assert not (tmp_path / "starting_policy.safetensors").exists()
 
