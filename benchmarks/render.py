@@ -50,8 +50,8 @@ def benchmark_table() -> str:
     ]
     if not lines:
         return ""
-    table = "\n".join(lines)
-    return f"\n`make bench`, tokens per second as a ratio to transformers in the same run:\n\n| | ratio |\n|---|---|\n{table}\n"
+    head = "`make bench`, tokens per second as a ratio to transformers in the same run:"
+    return "\n".join(["", head, "", "| | ratio |", "|---|---|", *lines, ""])
 
 
 def main() -> None:
