@@ -62,7 +62,7 @@ def _opening(run: Path, results: dict) -> str:
         tiles.append(("unsafe recall of the safety model", f"{results['unsafe_recall']['mean']:.1%}"))
     if "ppo vs sft" in results.get("win_rate", {}):
         tiles.append(("PPO preferred over SFT", f"{results['win_rate']['ppo vs sft']['mean']:.1%}"))
-    lead = results.get("about", "The Llama 2 recipe, run from the tokenizer to PPO.")
+    lead = results.get("about") or "The Llama 2 recipe, run from the tokenizer to PPO."
     return f"<h1>The recipe of Llama 2, {run.name}</h1>" + page.section("In short", lead, page.tiles(tiles))
 
 

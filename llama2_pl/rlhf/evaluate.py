@@ -187,14 +187,12 @@ def compare_models(
     if any(row.task is None for row in rows):
         return results
     gold = {name: gold_scores(rows, answers) for name, answers in spoken.items()}
-    kinds = {"helpfulness prompts": False, "safety prompts": True}
+    is_safety = torch.tensor([row.is_safety for row in rows])
+    kinds = {"helpfulness prompts": ~is_safety, "safety prompts": is_safety}
     return results | {
         "gold": {name: bootstrap(scores) for name, scores in gold.items()},
         "gold_by_kind": {
-            name: {
-                kind: scores[torch.tensor([row.is_safety == flag for row in rows])].mean().item()
-                for kind, flag in kinds.items()
-            }
+            name: {kind: scores[mask].mean().item() for kind, mask in kinds.items() if mask.any()}
             for name, scores in gold.items()
         },
         "win_rate": {

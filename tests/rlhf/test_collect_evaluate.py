@@ -1,0 +1,249 @@
+"""Collecting preferences and evaluating a run, with tiny random models on the embedded data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from llama2_pl.data.default import write, write_default_data
+from llama2_pl.data.readers import read_preferences
+from llama2_pl.data.vocabulary import train_tokenizer_on_files
+from llama2_pl.model.config import ModelConfig
+from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.report.build import build_report
+from llama2_pl.rlhf.collect import collect_preferences
+from llama2_pl.rlhf.evaluate import evaluate
+
+VOCABULARY = 512
+CONFIG = ModelConfig(dim=32, n_layers=1, n_heads=2, vocab_size=VOCABULARY, multiple_of=16, max_seq_len=512)
+
+
+class Run(NamedTuple):
+    """What is on disk before anything is collected or evaluated."""
+
+    data: Path
+    tokenizer: str
+    one: str
+    two: str
+    helpfulness: str
+    safety: str
+
+
+def saved(path: Path, network: torch.nn.Module) -> str:
+    """A checkpoint as our modules leave it."""
+    weights = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"state_dict": weights, "hyper_parameters": {"backbone": CONFIG.to_dict()}}, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "PACKAGE_SOURCES", {})
+        write_default_data(str(folder / "data"), scale=0.02)
+    train_tokenizer_on_files(
+        [str(folder / "data/corpus/world.jsonl")], str(folder), vocab_size=VOCABULARY, num_threads=1
+    )
+    torch.manual_seed(0)
+    return Run(
+        folder / "data",
+        str(folder / "tokenizer.model"),
+        saved(folder / "one.ckpt", LanguageModel(CONFIG)),
+        saved(folder / "two.ckpt", LanguageModel(CONFIG)),
+        saved(folder / "helpfulness.ckpt", ScalarModel(CONFIG)),
+        saved(folder / "safety.ckpt", ScalarModel(CONFIG)),
+    )
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def collected(run: Run, out: Path, **options) -> Path:
+    settings = {"limit": 20, "max_new_tokens": 6, "seed": 1, **options}
+    prompts = str(run.data / "prompts/train.jsonl")
+    collect_preferences([run.one, run.two], run.tokenizer, prompts, str(out), **settings)
+    return out
+
+
+FILES = [f"{kind}_{split}" for kind in ("helpful", "safety") for split in ("train", "val")]
+
+
+def test_collected_pairs_are_read_back_from_the_file_of_their_kind_and_split(
+    run: Run, tmp_path: Path
+) -> None:
+    out = collected(run, tmp_path, val_share=0.3, rounds=2)
+    asked = rows(run.data / "prompts/train.jsonl")[:20]
+    place = {json.dumps(row["messages"]): number for number, row in enumerate(asked)}
+    count = 0
+    for name in FILES:
+        kind, split = name.split("_")
+        for pair, row in zip(
+            read_preferences(out / f"{name}.jsonl"), rows(out / f"{name}.jsonl"), strict=True
+        ):
+            assert pair.is_safety == (kind == "safety") and pair.source == f"on_policy_{kind}"
+            # the last 6 of 20 prompts are held out
+            assert (place[json.dumps(row["prompt"])] >= 14) == (split == "val")
+            assert pair.rating in range(4) and not (pair.rejected_safe and not pair.chosen_safe)
+            count += 1
+    assert 20 < count <= 40  # two rounds of 20; equal answers are left out
+
+
+def test_a_seed_gives_the_same_pairs_again_and_another_seed_others(run: Run, tmp_path: Path) -> None:
+    one, two = collected(run, tmp_path / "1"), collected(run, tmp_path / "2")
+    other = collected(run, tmp_path / "3", seed=2)
+    texts = [[(folder / f"{name}.jsonl").read_bytes() for name in FILES] for folder in (one, two, other)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_prompts_without_a_task_are_refused_by_line(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "Hi"}], "is_safety": false}\n')
+    with pytest.raises(ValueError, match=r"prompts\.jsonl:1: no 'task'.*ratings from people"):
+        collect_preferences([run.one], run.tokenizer, str(path), str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def evaluated(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose `ppo` is the same checkpoint as its `sft`."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    evaluate(
+        {"sft": run.one, "rejection_sampling": run.two, "ppo": run.one},
+        run.tokenizer,
+        [str(run.data / "prompts/val.jsonl")],
+        run.helpfulness,
+        run.safety,
+        str(folder / "results.json"),
+        helpful_pairs=[str(run.data / "preferences/helpful_val.jsonl")],
+        safety_pairs=[str(run.data / "preferences/safety_val.jsonl")],
+        gatt_models={"without": run.one, "with": run.two},
+        gatt_cases=str(run.data / "gatt/eval.jsonl"),
+        gatt_turns=(1, 2),
+        sampler="sft",
+        temperatures=(0.7, 1.0, 1.3),
+        samples=4,
+        best_of_n_prompts=4,
+        max_new_tokens=6,
+        about="A tiny run.",
+    )
+    return folder
+
+
+def not_json(constant: str) -> None:
+    raise AssertionError(f"results.json holds {constant}, which is no JSON")
+
+
+@pytest.fixture(scope="module")
+def results(evaluated: Path) -> dict:
+    return json.loads((evaluated / "results.json").read_text(), parse_constant=not_json)
+
+
+def test_counts_are_those_of_the_files(run: Run, results: dict) -> None:
+    prompts = rows(run.data / "prompts/val.jsonl")
+    assert {row["count"] for row in results["gold"].values()} == {len(prompts)}
+    for name, file in (("helpfulness", "helpful_val"), ("safety", "safety_val")):
+        pairs = rows(run.data / f"preferences/{file}.jsonl")
+        assert results["reward_accuracy"][name]["pairs"] == len(pairs)
+        by_rating = results["reward_accuracy"][name]["pairs_by_rating"]
+        assert list(by_rating.values()) == [
+            sum(row["rating"] == level for row in pairs) for level in range(4)
+        ]
+    unsafe = sum((not row["chosen_safe"]) + (not row["rejected_safe"]) for row in pairs)
+    assert results["unsafe_recall"]["count"] == unsafe > 0
+    cases = rows(run.data / "gatt/eval.jsonl")
+    assert {row["count"] for by_turn in results["gatt"].values() for row in by_turn.values()} == {len(cases)}
+
+
+def test_parameters_are_those_of_the_first_model(results: dict) -> None:
+    # embedding and output 512 * 32 each; attention 4 * 32 * 32; SwiGLU 3 * 32 * 96 (2/3 * 128 = 85, up to a
+    # multiple of 16); norms 3 * 32
+    assert results["parameters"] == 2 * 512 * 32 + 4 * 32 * 32 + 3 * 32 * 96 + 3 * 32
+
+
+def test_a_model_against_itself_ties_everywhere(results: dict) -> None:
+    for table in ("win_rate", "judged_win_rate"):
+        row = results[table]["ppo vs sft"]
+        assert (row["mean"], row["ties"]) == (0.5, row["count"])
+    assert results["gold"]["ppo"] == results["gold"]["sft"]
+    other = results["judged_win_rate"]["rejection_sampling vs sft"]
+    assert other["ties"] < other["count"]
+
+
+def test_the_gold_score_is_the_mean_over_its_kinds(run: Run, results: dict) -> None:
+    safety = sum(row["is_safety"] for row in rows(run.data / "prompts/val.jsonl"))
+    for name, row in results["gold"].items():
+        kinds, count = results["gold_by_kind"][name], row["count"]
+        mean = (kinds["safety prompts"] * safety + kinds["helpfulness prompts"] * (count - safety)) / count
+        assert row["mean"] == pytest.approx(mean)
+        assert 0.0 <= row["low"] <= row["mean"] <= row["high"] <= 1.0
+
+
+def test_the_best_reward_grows_with_the_number_of_samples(results: dict) -> None:
+    curves = results["best_of_n"]["by_temperature"]
+    assert list(curves) == ["0.7", "1", "1.3"]
+    for curve in curves.values():
+        assert curve["n"] == [1, 2, 4] and curve["max"] == sorted(curve["max"])
+        assert curve["max"][0] == pytest.approx(curve["median"][0])  # of one sample
+    assert results["best_of_n"]["gold"]["temperature"] == 1.0
+
+
+def test_every_model_answers_each_sample(results: dict) -> None:
+    assert len(results["samples"]) == 8
+    for sample in results["samples"]:
+        assert set(sample["answers"]) == {"sft", "rejection_sampling", "ppo"}
+        assert sample["answers"]["ppo"] == sample["answers"]["sft"]
+
+
+def test_the_report_draws_every_section_that_the_results_allow(evaluated: Path) -> None:
+    text = Path(build_report(str(evaluated))).read_text(encoding="utf-8")
+    for title in (
+        "Reward models",
+        "Rejection sampling",
+        "Judged by the reward models",
+        "Gold score",
+        "Ghost Attention",
+        "What the models say",
+    ):
+        assert f"{title}</h2>" in text, title
+    assert "A tiny run." in text and "PPO preferred over SFT" in text and "50.0%" in text
+    # calibration x 2, best of N, judged x 3, gold x 2, Ghost Attention
+    assert text.count("<svg") == 9
+
+
+def few(run: Run, folder: Path, asked: list[dict]) -> dict:
+    """The results of two models on a few prompts, nothing else asked for."""
+    path, out = folder / "prompts.jsonl", folder / "results.json"
+    path.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
+    evaluate(
+        models={"sft": run.one, "ppo": run.two},
+        tokenizer=run.tokenizer,
+        prompts=[str(path)],
+        helpfulness_reward=run.helpfulness,
+        safety_reward=run.safety,
+        out=str(out),
+        limit=6,
+        max_new_tokens=4,
+        sampler="none of them",
+    )
+    return json.loads(out.read_text(), parse_constant=not_json)
+
+
+def test_prompts_without_a_task_are_judged_by_the_reward_models_alone(run: Run, tmp_path: Path) -> None:
+    asked = [{**row, "task": None} for row in rows(run.data / "prompts/val.jsonl")]
+    results = few(run, tmp_path, asked)
+    assert {row["helpfulness"]["count"] for row in results["judged"].values()} == {6}
+    assert set(results["judged"]) == {"sft", "ppo"}
+    assert not {"gold", "win_rate", "best_of_n", "gatt", "unsafe_recall"} & set(results)
+    assert "Judged by the reward models" in Path(build_report(str(tmp_path))).read_text(encoding="utf-8")
+
+
+def test_a_kind_of_prompt_that_was_not_asked_has_no_mean(run: Run, tmp_path: Path) -> None:
+    asked = [row for row in rows(run.data / "prompts/val.jsonl") if not row["is_safety"]]
+    results = few(run, tmp_path, asked)
+    assert [set(row) for row in results["gold_by_kind"].values()] == [{"helpfulness prompts"}] * 2
+    build_report(str(tmp_path))

@@ -1,0 +1,146 @@
+"""A recipe file: variables filled in, stages run and skipped, mistakes told with file and way out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llama2_pl.data.default import write
+from llama2_pl.rlhf.recipe import configs_folder, read_recipe, recipe
+
+DATA = {"name": "data", "command": "data default --out $RUN/data --scale 0.02", "outputs": ["$RUN/data"]}
+AGAIN = {
+    "name": "again",
+    "about": "another world",
+    "command": "data default --out '$RUN/with space' --scale 0.02 --seed 1",
+    "inputs": ["$RUN/data", "$CONFIGS/note.yaml"],
+    "outputs": ["$RUN/with space/sft/train.jsonl"],
+    "share": 3,
+}
+
+
+@pytest.fixture(autouse=True)
+def only_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's own text is left out of the corpus: it takes longer to write than all the rest."""
+    monkeypatch.setattr(write, "PACKAGE_SOURCES", {})
+
+
+def recipe_file(folder: Path, *stages: dict) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "note.yaml").write_text("stdlib: $STDLIB\nrun: $RUN\n", encoding="utf-8")
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"stages": list(stages)}), encoding="utf-8")
+    return str(path)
+
+
+def test_stages_run_in_order_with_their_variables_filled_in(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    recipe(recipe_file(tmp_path / "mine", DATA, AGAIN), str(run))
+    assert (run / "data/sft/train.jsonl").exists() and (run / "with space/sft/train.jsonl").exists()
+    manifest = json.loads((run / "manifests/again.json").read_text())
+    assert manifest["command"] == [
+        *("data", "default", "--out", f"{run}/with space"),
+        *("--scale", "0.02", "--seed", "1"),
+    ]
+    assert set(manifest["inputs"]) == {f"{run}/data", f"{run}/configs/note.yaml"}
+    note = yaml.safe_load((run / "configs/note.yaml").read_text())
+    assert note["run"] == str(run) and (Path(note["stdlib"]) / "json").is_dir()
+
+
+def test_a_second_run_skips_until_a_config_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, run = recipe_file(tmp_path / "mine", DATA, AGAIN), str(tmp_path / "run")
+    recipe(path, run)
+    capsys.readouterr()
+    recipe(path, run)
+    assert capsys.readouterr().out.count("done before, skipped") == 2
+    (tmp_path / "mine/note.yaml").write_text("other: 1\n")
+    recipe(path, run)
+    assert "data: done before, skipped" in (said := capsys.readouterr().out)
+    assert "again: another world" in said
+
+
+def test_until_ends_after_that_stage_and_an_unknown_one_lists_the_stages(tmp_path: Path) -> None:
+    path, run = recipe_file(tmp_path / "mine", DATA, AGAIN), tmp_path / "run"
+    recipe(path, str(run), until="data")
+    assert (run / "data").exists() and not (run / "with space").exists()
+    with pytest.raises(ValueError, match=r"--until ppo: no such stage; the recipe has data, again"):
+        recipe(path, str(run), until="ppo")
+
+
+def test_fresh_removes_what_an_earlier_run_left(tmp_path: Path) -> None:
+    path, run = recipe_file(tmp_path / "mine", DATA), tmp_path / "run"
+    run.mkdir()
+    (run / "old.txt").write_text("old")
+    recipe(path, str(run))
+    assert (run / "old.txt").exists()
+    recipe(path, str(run), fresh=True)
+    assert not (run / "old.txt").exists() and (run / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([DATA, {**AGAIN, "input": []}], r"recipe\.yaml: stage 2: unknown key 'input'; a stage has about, "),
+        ([{"name": "data", "outputs": []}], r"recipe\.yaml: stage 1: missing key 'command'"),
+        ([], r"recipe\.yaml: no 'stages'"),
+        ([{**DATA, "inputs": ["$DATA/pairs.jsonl"]}], r"recipe\.yaml: \$DATA is not set; it needs --data"),
+    ],
+)
+def test_a_mistake_in_the_recipe_is_told_before_anything_runs(
+    tmp_path: Path, stages: list[dict], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe(recipe_file(tmp_path / "mine", *stages), str(tmp_path / "run"))
+    assert not (tmp_path / "run/data").exists()
+
+
+def test_data_stands_for_the_folder_that_is_given(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    path = recipe_file(tmp_path / "mine", {**DATA, "inputs": ["$DATA/pairs.jsonl"]})
+    recipe(path, str(tmp_path / "run"), data=str(tmp_path))
+    manifest = json.loads((tmp_path / "run/manifests/data.json").read_text())
+    assert list(manifest["inputs"]) == [f"{tmp_path}/pairs.jsonl"]
+
+
+def test_extra_options_are_added_to_fit_and_predict_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr("llama2_pl.cli.main", ran.append)
+    path = recipe_file(
+        tmp_path / "mine",
+        *(
+            {"name": name, "command": f"{name} --x", "outputs": ["$CONFIGS"]}
+            for name in ("fit", "predict", "report")
+        ),
+    )
+    recipe(path, str(tmp_path / "run"), extra=["--trainer.max_steps=4"])
+    assert ran == [
+        ["fit", "--x", "--trainer.max_steps=4"],
+        ["predict", "--x", "--trainer.max_steps=4"],
+        ["report", "--x"],
+    ]
+
+
+def test_a_recipe_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.yaml: no such recipe; .* demo, real"):
+        recipe(str(tmp_path / "none.yaml"), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["demo", "real"])
+def test_each_stage_of_a_packaged_recipe_reads_what_an_earlier_one_wrote(name: str) -> None:
+    variables = {"RUN": "/r", "CONFIGS": "/r/configs", "STDLIB": "/lib", "DATA": "/d"}
+    made: list[str] = []
+    for stage in read_recipe(configs_folder(name) / "recipe.yaml", variables):
+        for path in stage.inputs:
+            if path.startswith("/r/") and not path.startswith("/r/configs/"):
+                assert any(
+                    path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/") for out in made
+                )
+        made += stage.outputs
+    assert len(made) > 10
