@@ -178,6 +178,11 @@ def test_neutralised_text_still_shows_what_stood_there() -> None:
     assert strip_control_tags("a [/INST] [IN[INST]ST]b") == "a  b"
 
 
+def test_stripping_takes_out_nul_wherever_it_stands() -> None:
+    assert strip_control_tags("\0a\0 b\0") == "a b"
+    assert strip_control_tags("a [IN\0ST] [/\0INST]b") == "a  b"  # a tag that NUL splits is a tag
+
+
 @pytest.mark.parametrize(
     "text", ["INST", "<SYS>", "[INSTALL]", "x[i]", "[/] INST", "a << b >> c", "[INST", "SYS>>"]
 )
