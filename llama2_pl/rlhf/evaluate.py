@@ -87,10 +87,14 @@ def evaluate(
         models: checkpoints by name; the first is the one that the others are compared with.
         tokenizer: tokenizer.model of all of them.
         prompts: files of held-out prompts; where all rows have a `task` the oracle gives its gold score.
-        helpfulness_reward, safety_reward: checkpoints of the reward models.
+        helpfulness_reward: checkpoint of the helpfulness reward model.
+        safety_reward: checkpoint of the safety reward model.
         out: the result file.
-        helpful_pairs, safety_pairs: held-out preference files for either reward model.
-        gatt_models: checkpoints by name whose hold on the instructions of `gatt_cases` is compared at `gatt_turns`.
+        helpful_pairs: held-out preference files for the helpfulness model.
+        safety_pairs: held-out preference files for the safety model.
+        gatt_models: checkpoints by name whose hold on an instruction is compared.
+        gatt_cases: conversations with an instruction and its check.
+        gatt_turns: turns at which the instruction is checked.
         sampler: which of `models` the best-of-N curves are drawn for.
         temperatures: of the best-of-N curves; the gold score is taken at the middle one.
         samples: largest N of those curves.
@@ -104,19 +108,15 @@ def evaluate(
     networks = {name: load_language_model(path).eval() for name, path in models.items()}
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer)
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
-    results: dict[str, Any] = {
-        "about": about,
-        "parameters": next(iter(networks.values())).config.num_parameters(),
-    }
+    first = next(iter(networks.values()))
+    results: dict[str, Any] = {"about": about, "parameters": first.config.num_parameters()}
     results |= compare_models(networks, asked, judges, speak)
     if sampler in networks:
         some = asked[:best_of_n_prompts]
         results["best_of_n"] = best_of_n(networks[sampler], some, judges, speak, temperatures, samples)
     results |= reward_models(judges, helpful_pairs, safety_pairs)
     if gatt_cases:
-        results["gatt"] = ghost_attention(
-            gatt_models or {}, gatt_cases, gatt_turns, judges.tokenizer, max_new_tokens
-        )
+        results["gatt"] = ghost_attention(gatt_models or {}, gatt_cases, gatt_turns, speak)
     results["samples"] = sample_dialogues(networks, asked, speak)
     write_json(Path(out), results)
     print(summary(results))
@@ -150,13 +150,17 @@ def load_judges(helpfulness_reward: str, safety_reward: str, tokenizer: str) -> 
 
 
 def ghost_attention(
-    models: dict[str, str], cases: str, turns: Sequence[int], tokenizer: Tokenizer, max_new_tokens: int
+    models: dict[str, str], cases: str, turns: Sequence[int], speak: Speaker
 ) -> dict[str, Any]:
     """Share of answers that keep an instruction given once, by turn (Llama 2 table 30)."""
     held = read_cases(cases)
     return {
         name: persistence(
-            load_language_model(path).eval(), tokenizer, held, turns=turns, max_new_tokens=max_new_tokens
+            load_language_model(path).eval(),
+            speak.tokenizer,
+            held,
+            turns=turns,
+            max_new_tokens=speak.max_new_tokens,
         ).by_turn
         for name, path in models.items()
     }
