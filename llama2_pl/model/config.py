@@ -111,7 +111,7 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     "34M": ModelConfig(dim=512, n_layers=8, n_heads=8, vocab_size=8192, multiple_of=32, max_seq_len=512),
     "demo": ModelConfig(
-        dim=256, n_layers=4, n_heads=8, n_kv_heads=4, vocab_size=2048, multiple_of=64, max_seq_len=512
+        dim=192, n_layers=4, n_heads=3, n_kv_heads=3, vocab_size=2048, multiple_of=64, max_seq_len=512
     ),
     "tiny": ModelConfig(
         dim=64, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=512, multiple_of=16, max_seq_len=128
