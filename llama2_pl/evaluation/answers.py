@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
-from llama2_pl.generation.sampler import Rollout, generate
+from llama2_pl.generation.sampler import Rollout, generate, responses
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.text.chat import Dialog, encode_prompt
 from llama2_pl.text.tokenizer import Tokenizer
 
 
-class Speaker(Protocol):
-    """Anything that answers dialogues: a model, a canned table in a test."""
-
-    def __call__(self, dialogs: Sequence[Dialog]) -> list[str]: ...
-
-
 def decode_responses(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
     """The response of each row as text, without EOS and outer white space."""
-    rows = zip(rollout.tokens.tolist(), rollout.response_mask.tolist(), strict=True)
-    ids = [[t for t, counts in zip(tokens, mask, strict=True) if counts] for tokens, mask in rows]
-    return [tokenizer.decode([t for t in row if t != tokenizer.eos_id]).strip() for row in ids]
+    return [tokenizer.decode(ids).strip() for ids in responses(rollout)]
 
 
 def answer(
