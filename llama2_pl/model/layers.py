@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from llama2_pl.model.attention import attend
 from llama2_pl.model.cache import LayerCache
 from llama2_pl.model.config import ModelConfig
 
@@ -130,14 +131,7 @@ class Attention(nn.Module):
         if cache is not None:
             keys, values = cache.write(keys, values)
             keys, values = keys.to(queries.dtype), values.to(queries.dtype)
-        attended = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None and queries.shape[2] > 1,
-            enable_gqa=keys.shape[1] != queries.shape[1],
-        )
+        attended = attend(queries, keys, values, mask)
         return self.wo(attended.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from llama2_pl.checkpoints.keys import entries
+from llama2_pl.model import layers
+from llama2_pl.model.attention import attend
 from llama2_pl.model.cache import KVCache
 from llama2_pl.model.config import PRESETS, ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
@@ -233,11 +235,8 @@ def test_rope_stays_fp32_when_the_model_becomes_bf16() -> None:
 
 def test_under_bf16_autocast_attention_is_bf16_and_its_rotation_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.dtype] = []
-    attend = nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
-        nn.functional,
-        "scaled_dot_product_attention",
-        lambda *args, **others: seen.extend(x.dtype for x in args) or attend(*args, **others),
+        layers, "attend", lambda *args: seen.extend(x.dtype for x in args[:3]) or attend(*args)
     )
     model, ids = lively(), tokens()
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,0 +1,63 @@
+"""Attention in blocks of queries against torch's own kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from llama2_pl.model.attention import attend, attend_in_blocks
+
+
+def inputs(steps: int, heads: int, kv_heads: int, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, heads, steps, 16), (2, kv_heads, steps, 16), (2, kv_heads, steps, 16)]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def packed_mask(steps: int) -> Tensor:
+    """Documents of 7 and 5 tokens in turn, others in the second row."""
+    place = torch.arange(steps)
+    documents = torch.stack([(place % 12 >= 7) + 2 * (place // 12), place // 5])
+    causal = place[:, None] >= place[None]
+    return (causal & (documents[:, :, None] == documents[:, None, :]))[:, None]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 16, 37])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("packed", [True, False])
+def test_blocks_give_torchs_outputs_and_gradients_in_fp32(steps: int, kv_heads: int, packed: bool) -> None:
+    mask = packed_mask(steps) if packed else None
+    results = []
+    for blocks in (True, False):
+        q, k, v = inputs(steps, 4, kv_heads, torch.float32)
+        if blocks:
+            out = attend_in_blocks(q, k, v, mask, block=8)
+        else:
+            out = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
+        out.sin().sum().backward()
+        results.append([out, q.grad, k.grad, v.grad])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
+
+
+def test_in_bf16_blocks_are_as_near_to_fp32_as_the_format_allows() -> None:
+    q, k, v = inputs(150, 4, 4, torch.bfloat16)
+    exact = scaled_dot_product_attention(q.float(), k.float(), v.float(), packed_mask(150))
+    assert (attend(q, k, v, packed_mask(150)) - exact).abs().max() < 0.03  # values of up to 4, steps of 2**-8
+
+
+def test_bf16_on_a_cpu_takes_blocks_and_a_cached_token_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def watched(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        taken.append(queries.shape[2])
+        return attend_in_blocks(queries, keys, values, mask)
+
+    monkeypatch.setattr("llama2_pl.model.attention.attend_in_blocks", watched)
+    for dtype in (torch.bfloat16, torch.float32):
+        q, k, v = inputs(9, 4, 4, dtype)
+        attend(q, k, v, None)
+        attend(q[:, :, -1:], k, v, None)
+    assert taken == [9]
