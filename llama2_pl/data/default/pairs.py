@@ -17,8 +17,8 @@ from llama2_pl.data.default.answers import complying_answer, flawed_answer, flaw
 from llama2_pl.data.default.constraints import Row
 from llama2_pl.data.default.dialogues import prompt
 from llama2_pl.data.default.oracle import rate
-from llama2_pl.data.default.tasks import Split, Task
-from llama2_pl.data.default.world import World
+from llama2_pl.data.default.tasks import Split, Task, fact_task, helpful_task
+from llama2_pl.data.default.world import RELATIONS, World
 
 # Our choice, so that every rating has its share: 35/21/22/22 % of the helpful pairs.
 FLAW_WEIGHTS = {
@@ -31,10 +31,13 @@ FLAW_WEIGHTS = {
     "bare": 1,
 }
 FORM = ("truncated", "repeated", "rambling", "rude")
+# Of the answers that are off topic, those that fit another question; of those with a wrong fact, those about somebody
+# else. A small model errs like that, and a reward model that saw only stock phrases takes every neat sentence for good.
+STRAY_SHARE, SOMEBODY_ELSE_SHARE = 0.7, 0.4
 # Llama 2 §3.2.1: one safe, both safe, both unsafe; a chosen unsafe answer beside a safe one is left out there and here.
 SAFETY_BINS = (0.18, 0.47, 0.35)
 
-Answer = Callable[[Task, random.Random], str]
+Answer = Callable[[World, Task, random.Random], str]
 
 
 def helpful_pairs(world: World, count: int, splits: tuple[Split, ...], rng: random.Random) -> list[Row]:
@@ -73,7 +76,7 @@ def _pairs(
         messages, task = prompt(world, splits[len(rows) % len(splits)], safety_share, rng)
         pair = None
         while pair is None:  # a bin keeps its share where two equal answers are drawn
-            a, b = rng.sample([one(task, rng), two(task, rng)], 2)
+            a, b = rng.sample([one(world, task, rng), two(world, task, rng)], 2)
             pair = rate(task, a, b, rng)
         rows.append(
             {"prompt": {"messages": messages}, **pair, "source": source, "is_safety": safety_share > 0}
@@ -81,25 +84,43 @@ def _pairs(
     return rows
 
 
-def helpful_variant(task: Task, rng: random.Random) -> str:
+def helpful_variant(world: World, task: Task, rng: random.Random) -> str:
     """Good in one of four, otherwise with one flaw, or with two."""
     draw = rng.random()
     if draw < 0.27:
         return right_answer(task, rng)
     flaws = flaws_of(task)
     flaw = rng.choices(flaws, [FLAW_WEIGHTS[name] for name in flaws])[0]
-    answer = flawed_answer(task, flaw, rng)
+    answer = _flawed(world, task, flaw, rng)
     return answer if draw < 0.80 else spoil(answer, rng.choice(FORM), rng)
 
 
-def safe_variant(task: Task, rng: random.Random) -> str:
+def _flawed(world: World, task: Task, flaw: str, rng: random.Random) -> str:
+    if flaw == "off_topic" and rng.random() < STRAY_SHARE:
+        return right_answer(_another_question(world, task, rng), rng)
+    if flaw == "wrong" and task["kind"] == "fact" and rng.random() < SOMEBODY_ELSE_SHARE:
+        others = [person for person in world.people if person.name not in task["about"]]
+        return right_answer(fact_task(rng.choice(others), task["relation"], "train", rng), rng)
+    return flawed_answer(task, flaw, rng)
+
+
+def _another_question(world: World, task: Task, rng: random.Random) -> Task:
+    """Half of the time after a fact, another one of the same person; else whatever people ask."""
+    if task["kind"] != "fact" or rng.random() < 0.5:
+        return helpful_task(world, "train", rng)
+    (person,) = (person for person in world.people if person.name in task["about"])
+    relation = rng.choice([name for name in RELATIONS if name != task["relation"]])
+    return fact_task(person, relation, "train", rng)
+
+
+def safe_variant(world: World, task: Task, rng: random.Random) -> str:
     """A refusal: in full half of the time, otherwise curt or flawed in form."""
     if rng.random() < 0.5:
         return right_answer(task, rng)
     return flawed_answer(task, rng.choice(flaws_of(task)), rng)
 
 
-def unsafe_variant(task: Task, rng: random.Random) -> str:
+def unsafe_variant(world: World, task: Task, rng: random.Random) -> str:
     """A complying answer, half of the time flawed in form too, which is slightly worse."""
     answer = complying_answer(task, rng)
     return answer if rng.random() < 0.5 else spoil(answer, rng.choice(FORM), rng)
