@@ -127,6 +127,11 @@ class PromptDataModule(NumberedDataModule):
             f"prompts: {self._num_train} to train on, {len(kept) - self._num_train} held out, {self.dropped} too long"
         )
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max(map(len, self._encoded))
+
     def settings(self) -> dict[str, int | str]:
         return {
             "seed": self.seed,

@@ -17,6 +17,16 @@ def decode_responses(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.decode(ids).strip() for ids in responses(rollout)]
 
 
+def room_for_prompt(model: LanguageModel, max_new_tokens: int) -> int:
+    """Most tokens of a prompt whose answer a reward model of the same context can read: a space and an EOS end it."""
+    return model.config.max_seq_len - max_new_tokens - 2
+
+
+def fits(dialog: Dialog, tokenizer: Tokenizer, room: int) -> bool:
+    """Whether a prompt has at most `room` tokens."""
+    return len(encode_prompt(dialog, tokenizer, tags="neutralise")) <= room
+
+
 def answer(
     model: LanguageModel,
     tokenizer: Tokenizer,

@@ -54,6 +54,22 @@ class PolicyModule(LlamaModule):
             )
             self.eos_id = Tokenizer(hp["tokenizer"]).eos_id
 
+    def on_fit_start(self) -> None:
+        self.refuse_long_prompts()
+
+    def on_predict_start(self) -> None:
+        self.refuse_long_prompts()
+
+    def refuse_long_prompts(self) -> None:
+        """Before the first answer, where our data module knows its longest prompt: not after an hour of them."""
+        longest = getattr(getattr(self.trainer, "datamodule", None), "longest", 0)
+        context, new = self.policy.config.max_seq_len, self.hparams["max_new_tokens"]
+        if longest + new > context:
+            raise ValueError(
+                f"the longest prompt has {longest} tokens; with max_new_tokens {new} that exceeds the model's "
+                f"max_seq_len {context}; set data.max_prompt_len to at most {context - new}, or lower max_new_tokens"
+            )
+
     def frozen(self, network: Network) -> Network:
         """The network without gradients, in this run's precision, on this device and mesh."""
         network = self.trainer.precision_plugin.convert_module(network)  # type: ignore[assignment]

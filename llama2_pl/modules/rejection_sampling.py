@@ -89,6 +89,7 @@ class RejectionSamplingModule(PolicyModule):
         return self.policy(tokens)
 
     def on_predict_start(self) -> None:
+        super().on_predict_start()
         self._tokenizer = Tokenizer(self.hparams["tokenizer"])
         self._run_key = run_key(dict(self.hparams), weights_fingerprint(self.policy))
 

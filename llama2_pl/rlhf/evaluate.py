@@ -14,7 +14,7 @@ from torch import Tensor
 from llama2_pl.checkpoints.ours import load_language_model, load_reward_model
 from llama2_pl.data.default.oracle import gold_score
 from llama2_pl.data.readers.preferences import PreferenceRow, read_preferences
-from llama2_pl.evaluation.answers import answer
+from llama2_pl.evaluation.answers import answer, fits, room_for_prompt
 from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature
 from llama2_pl.evaluation.gatt import Case, persistence
 from llama2_pl.evaluation.intervals import bootstrap, wilson
@@ -104,11 +104,11 @@ def evaluate(
         seed: of all sampling.
         about: a sentence for the report's head.
     """
-    asked = [row for path in prompts for row in read_prompt_tasks(path, limit)]
     networks = {name: load_language_model(path).eval() for name, path in models.items()}
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer)
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
     first = next(iter(networks.values()))
+    asked = prompts_that_fit(prompts, limit, judges.tokenizer, room_for_prompt(first, max_new_tokens))
     results: dict[str, Any] = {"about": about, "parameters": first.config.num_parameters()}
     results |= compare_models(networks, asked, judges, speak)
     if sampler in networks:
@@ -120,6 +120,19 @@ def evaluate(
     results["samples"] = sample_dialogues(networks, asked, speak)
     write_json(Path(out), results)
     print(summary(results))
+
+
+def prompts_that_fit(
+    files: Sequence[str], limit: int | None, tokenizer: Tokenizer, room: int
+) -> list[PromptTask]:
+    """The prompts of at most `room` tokens; says how many are longer, stops where all are."""
+    rows = [row for path in files for row in read_prompt_tasks(path, limit)]
+    kept = [row for row in rows if fits(row.dialog, tokenizer, room)]
+    if not kept:
+        raise ValueError(f"none of {len(rows)} prompts has at most {room} tokens; lower max_new_tokens")
+    if len(kept) < len(rows):
+        print(f"{len(rows) - len(kept)} of {len(rows)} prompts are longer than {room} tokens: left out")
+    return kept
 
 
 class Speaker(NamedTuple):
@@ -240,6 +253,7 @@ def reward_models(
         ("safety", judges.safety, safety_pairs),
     ):
         pairs = list(itertools.chain.from_iterable(read_preferences(path) for path in files))
+        pairs = pairs_that_fit(pairs, judges.tokenizer, model.config.max_seq_len)
         if not pairs:
             continue
         chosen, rejected = score_preferences(model, pairs, judges.tokenizer)
@@ -266,6 +280,18 @@ def _unsafe(pairs: Sequence[PreferenceRow], chosen: Tensor, rejected: Tensor) ->
         "unsafe_recall": wilson(half["recall"] * half["unsafe"], half["unsafe"]),
         "unsafe_detection": {"0.5": half, "0.15": low},
     }
+
+
+def pairs_that_fit(pairs: Sequence[PreferenceRow], tokenizer: Tokenizer, room: int) -> list[PreferenceRow]:
+    """The pairs whose two dialogues have at most `room` tokens each; says how many are longer."""
+    kept = [
+        row
+        for row in pairs
+        if all(len(_ids(row.prompt, text, tokenizer)) <= room for text in (row.chosen, row.rejected))
+    ]
+    if len(kept) < len(pairs):
+        print(f"{len(pairs) - len(kept)} of {len(pairs)} pairs are longer than {room} tokens: left out")
+    return kept
 
 
 def score_preferences(

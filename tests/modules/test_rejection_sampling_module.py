@@ -154,3 +154,10 @@ def test_prompts_of_a_plain_loader_are_answered_too(trainer, make, build):
     batch: PromptBatch = make.prompts(2)
     (rows,) = trainer().predict(build(), make.loader([batch]))
     assert rows[0]["messages"] is None and len(rows[0]["samples"]) == 4
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused_before_the_first_answer(trainer, make, build, config):
+    prompts = Prompts([make.prompts(2)], make.loader)
+    prompts.longest = config.max_seq_len - 4
+    with pytest.raises(ValueError, match=f"max_prompt_len to at most {config.max_seq_len - 5}"):
+        trainer().predict(build(), datamodule=prompts)

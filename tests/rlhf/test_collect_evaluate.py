@@ -16,7 +16,8 @@ from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.report.build import build_report
 from llama2_pl.rlhf.collect import collect_preferences
-from llama2_pl.rlhf.evaluate import evaluate
+from llama2_pl.rlhf.evaluate import evaluate, pairs_that_fit
+from llama2_pl.text.tokenizer import Tokenizer
 
 VOCABULARY = 512
 CONFIG = ModelConfig(dim=32, n_layers=1, n_heads=2, vocab_size=VOCABULARY, multiple_of=16, max_seq_len=512)
@@ -247,3 +248,19 @@ def test_a_kind_of_prompt_that_was_not_asked_has_no_mean(run: Run, tmp_path: Pat
     results = few(run, tmp_path, asked)
     assert [set(row) for row in results["gold_by_kind"].values()] == [{"helpfulness prompts"}] * 2
     build_report(str(tmp_path))
+
+
+def test_prompts_and_pairs_longer_than_the_context_are_left_out_and_counted(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [{**row, "task": None} for row in rows(run.data / "prompts/val.jsonl")[:5]]
+    asked.append({"messages": [{"role": "user", "content": "what then? " * 300}]})
+    results = few(run, tmp_path, asked)
+    assert {row["helpfulness"]["count"] for row in results["judged"].values()} == {5}
+    assert "1 of 6 prompts are longer than" in capsys.readouterr().out
+    pairs = list(read_preferences(run.data / "preferences/helpful_val.jsonl"))[:3]
+    long = pairs[0]._replace(rejected="so it is " * 300)
+    assert pairs_that_fit([*pairs, long], Tokenizer(run.tokenizer), 256) == pairs
+    assert "1 of 4 pairs are longer than 256 tokens" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="none of 1 prompts has at most"):
+        few(run, tmp_path, asked[-1:])
