@@ -1,11 +1,13 @@
 """Preference pairs: two answers to a prompt, rated by the oracle with noise (Llama 2 §3.2.1).
 
-The annotator is noisy, so nobody can agree with every rating. How often one does who knows the utility exactly, and one
-who sees everything but whether an answer is right (8,000 held-out pairs each; from significantly to negligibly better):
+The annotator is noisy, so nobody can agree with every rating. How often one does who knows the utility exactly, one who
+sees everything but whether an answer is right, and one who sees its form alone and not even whether it fits the question
+(8,000 held-out pairs each; from significantly to negligibly better; ties count half):
 
-    helpful, exact                1.00  1.00  0.95  0.68   all 0.92
-    helpful, blind to the truth   1.00  0.94  0.81  0.63   all 0.86
-    safety, exact                 1.00  1.00  0.91  0.66   all 0.82
+    helpful, exact                  1.00  1.00  0.95  0.68   all 0.92
+    helpful, blind to the truth     1.00  0.94  0.82  0.63   all 0.87
+    helpful, blind to the question  0.65  0.85  0.81  0.63   all 0.73
+    safety, exact                   1.00  1.00  0.91  0.65   all 0.81
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from llama2_pl.data.default.oracle import rate
 from llama2_pl.data.default.tasks import Split, Task, fact_task, helpful_task
 from llama2_pl.data.default.world import RELATIONS, World
 
-# Our choice, so that every rating has its share: 35/21/22/22 % of the helpful pairs.
+# Our choice, so that every rating has its share: 34/22/23/21 % of the helpful pairs.
 FLAW_WEIGHTS = {
     "wrong": 3,
     "truncated": 3,
