@@ -1,12 +1,12 @@
 """Preference pairs: two answers to a prompt, rated by the oracle with noise (Llama 2 §3.2.1).
 
-The annotator is noisy, so nobody can agree with every rating. How often one does who knows the utility exactly, one who
-sees everything but whether an answer is right, and one who sees its form alone and not even whether it fits the question
-(8,000 held-out pairs each; from significantly to negligibly better; ties count half):
+The annotator is noisy, so nobody can agree with every rating. How often one does who knows the utility exactly, one
+who sees everything but whether an answer is right, and one who sees its form and not even whether it fits the
+question (8,000 held-out pairs each; from significantly to negligibly better; ties count half):
 
-    helpful, exact                  1.00  1.00  0.95  0.68   all 0.92
-    helpful, blind to the truth     1.00  0.94  0.82  0.63   all 0.87
-    helpful, blind to the question  0.65  0.85  0.81  0.63   all 0.73
+    helpful, exact                  1.00  1.00  0.95  0.69   all 0.92
+    helpful, blind to the truth     1.00  0.94  0.83  0.64   all 0.87
+    helpful, blind to the question  0.64  0.85  0.82  0.64   all 0.72
     safety, exact                   1.00  1.00  0.91  0.65   all 0.81
 """
 
@@ -22,7 +22,7 @@ from llama2_pl.data.default.oracle import rate
 from llama2_pl.data.default.tasks import Split, Task, fact_task, helpful_task
 from llama2_pl.data.default.world import RELATIONS, World
 
-# Our choice, so that every rating has its share: 34/22/23/21 % of the helpful pairs.
+# Our choice, so that every rating has its share: 34/22/22/22 % of the helpful pairs.
 FLAW_WEIGHTS = {
     "wrong": 3,
     "truncated": 3,
@@ -35,7 +35,7 @@ FLAW_WEIGHTS = {
 FORM = ("truncated", "repeated", "rambling", "rude")
 # Of the answers that are off topic, those that fit another question; of those with a wrong fact, those about somebody
 # else. A small model errs like that, and a reward model that saw only stock phrases takes every neat sentence for good.
-STRAY_SHARE, SOMEBODY_ELSE_SHARE = 0.7, 0.4
+STRAY_SHARE, SOMEBODY_ELSE_SHARE = 0.5, 0.3
 # Llama 2 §3.2.1: one safe, both safe, both unsafe; a chosen unsafe answer beside a safe one is left out there and here.
 SAFETY_BINS = (0.18, 0.47, 0.35)
 

@@ -16,7 +16,7 @@ from llama2_pl.data.default.tasks import Split
 from llama2_pl.data.default.world import World, build_world
 from llama2_pl.data.readers.common import write_jsonl
 
-VERSION = 3
+VERSION = 4
 TRAIN: tuple[Split, ...] = ("train",)
 HELD_OUT: tuple[Split, ...] = ("fact", "phrase")
 
@@ -97,7 +97,7 @@ def _rows(world: World, seed: int, scale: float) -> Files:
     yield "sft/train", dialogues.sft_dialogues(world, some(3000), TRAIN, draw("sft train"))
     yield "sft/val", dialogues.sft_dialogues(world, some(200), HELD_OUT, draw("sft val"))
     for name, make, train, val in (
-        ("helpful", pairs.helpful_pairs, 3000, 500),
+        ("helpful", pairs.helpful_pairs, 6000, 1000),
         ("safety", pairs.safety_pairs, 1200, 300),
     ):
         yield f"preferences/{name}_train", make(world, some(train), TRAIN, draw(f"{name} train"))
