@@ -1,9 +1,10 @@
 """Lightning callbacks of the recipe; each works alone in any `L.Trainer`. Installed as `llama2_pl.callbacks`."""
 
 from llama2_pl.callbacks.carbon import CarbonFootprint, carbon_kg, table_2
+from llama2_pl.callbacks.doctor import PPODoctor
 from llama2_pl.callbacks.early_stopping import HeldOutPromptEarlyStopping
 from llama2_pl.callbacks.ghost_attention import GhostAttention
-from llama2_pl.callbacks.rewards import CheckpointReward
+from llama2_pl.callbacks.rewards import CheckpointReward, OracleReward
 from llama2_pl.callbacks.strategy import FSDPStrategySelector, select_strategy
 from llama2_pl.callbacks.strategy_plan import Plan, choose_plan
 
@@ -13,6 +14,8 @@ __all__ = [
     "FSDPStrategySelector",
     "GhostAttention",
     "HeldOutPromptEarlyStopping",
+    "OracleReward",
+    "PPODoctor",
     "Plan",
     "carbon_kg",
     "choose_plan",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from llama2_pl.checkpoints.ours import load_reward_model
+from llama2_pl.data.default.oracle import gold_score
 from llama2_pl.data.readers.prompts import PromptRow
 from llama2_pl.evaluation.reward import score_responses
 from llama2_pl.model.heads import ScalarModel
 from llama2_pl.objectives.reward import combined_reward
-from llama2_pl.text.chat import encode_dialog
+from llama2_pl.text.chat import Dialog, encode_dialog
 from llama2_pl.text.tokenizer import Tokenizer
 
 Reward = Callable[[Sequence[PromptRow], Sequence[str]], Sequence[float]]
@@ -68,6 +70,32 @@ class CheckpointReward(ModelReward):
             None if safety is None else load_reward_model(safety, device).eval(),
             Tokenizer(tokenizer),
         )
+
+
+class OracleReward:
+    """The gold score of the embedded data's oracle, for its own prompts; a config can name it.
+
+    Args:
+        prompts: the files of prompts with a `task`, as `llama2-pl data default` writes them.
+    """
+
+    def __init__(self, prompts: str | list[str]) -> None:
+        self._tasks: dict[Dialog, dict] = {}
+        for path in [prompts] if isinstance(prompts, str) else prompts:
+            with open(path, encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):
+                    row = json.loads(line)
+                    if not row.get("task"):
+                        raise ValueError(
+                            f"{path}:{number}: no 'task': the oracle judges only prompts of the embedded data"
+                        )
+                    self._tasks[Dialog.of([(m["role"], m["content"]) for m in row["messages"]])] = row["task"]
+
+    def __call__(self, prompts: Sequence[PromptRow], answers: Sequence[str]) -> list[float]:
+        unknown = next((row for row in prompts if row.prompt not in self._tasks), None)
+        if unknown is not None:
+            raise ValueError(f"OracleReward: no task for the prompt {unknown.prompt.messages[-1].content!r}")
+        return [gold_score(self._tasks[row.prompt], text) for row, text in zip(prompts, answers, strict=True)]
 
 
 def find_reward(

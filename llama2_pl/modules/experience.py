@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llama2_pl.generation.sampler import Rollout
 from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.modules.policy import Scored
 from llama2_pl.objectives.language import token_logprobs_from_hidden
 from llama2_pl.objectives.ppo import values_before_tokens
 from llama2_pl.objectives.reward import whiten
@@ -34,6 +35,7 @@ class Experience(NamedTuple):
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    rewards: Tensor  # of each token: the answer's at its last, minus beta KL on all
 
     def rows(self, index: Tensor) -> Experience:
         """Some of the rows, without the columns that are padding in all of them."""
@@ -41,6 +43,19 @@ class Experience(NamedTuple):
         used = self.mask[index].any(0).nonzero()
         width = int(used[-1]) + 1 if len(used) else self.tokens.shape[1]
         return Experience(*(column[index, :width] for column in self))
+
+
+class Iteration(NamedTuple):
+    """All that one PPO iteration made, for callbacks that look at it."""
+
+    number: int
+    """From 0, over the whole run."""
+    rollout: Rollout
+    scored: Scored
+    judgement: Judgement
+    experience: Experience
+    updates: list[dict[str, Tensor]]
+    """What each minibatch logged, in order."""
 
 
 def policy_logprobs(

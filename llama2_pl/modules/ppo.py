@@ -15,6 +15,7 @@ from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.modules.base import plain_arguments, with_scalar_head
 from llama2_pl.modules.experience import (
     Experience,
+    Iteration,
     Judgement,
     Truncated,
     answer_rewards,
@@ -76,6 +77,8 @@ class PPOModule(PolicyModule):
     """
 
     value: ScalarModel
+    last_iteration: Iteration | None = None
+    """What the last training step made, for callbacks; not in checkpoints."""
 
     def __init__(
         self,
@@ -175,6 +178,7 @@ class PPOModule(PolicyModule):
         losses = self.learn(experience, generator)
         self.log_iteration("ppo", rollout, scored, judgement)
         self.log_updates(experience, losses)
+        self.last_iteration = Iteration(self.iteration, rollout, scored, judgement, experience, losses)
         self.iteration += 1
 
     def sample(self, prompts: list[list[int]], generator: torch.Generator) -> Rollout:
@@ -205,7 +209,9 @@ class PPOModule(PolicyModule):
         advantages, returns = ppo.gae(shaped, judgement.values, mask, hp["gamma"], hp["lam"])
         if hp["whiten_advantages"]:
             advantages = whiten(advantages, mask, total=self.sum_over_ranks)
-        return Experience(rollout.tokens, mask, judgement.logprobs, judgement.values, advantages, returns)
+        return Experience(
+            rollout.tokens, mask, judgement.logprobs, judgement.values, advantages, returns, shaped
+        )
 
     def learn(self, experience: Experience, generator: torch.Generator) -> list[dict[str, Tensor]]:
         """One optimizer step per minibatch; what each of them logged."""

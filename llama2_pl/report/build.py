@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llama2_pl.report import figures, page
+from llama2_pl.report.doctor import doctor
 from llama2_pl.report.metrics import read_curve, read_json
 
 NAMES = {
@@ -34,6 +35,7 @@ def build_report(run: str = "runs/demo", out: str | None = None) -> str:
         _reward_models(results),
         _rejection_sampling(results),
         _ppo(folder),
+        doctor(folder / "ppo"),
         _judged(results),
         _gold(results),
         _ghost_attention(results),

@@ -115,3 +115,27 @@ def test_a_resumed_runs_metrics_win_where_steps_meet(tmp_path):
 def test_smoothing_is_the_bias_corrected_moving_average():
     # by hand: 0.5 * 2 / 0.5 = 2; (0.25 * 2 + 0.5 * 4) / 0.75 = 10 / 3
     assert smooth([2.0, 4.0], 0.5) == pytest.approx([2.0, 10 / 3])
+
+
+def test_the_doctor_speaks_in_the_report(tmp_path):
+    finding = {
+        "name": "few_eos",
+        "severity": "warning",
+        "value": 0.4,
+        "threshold": 0.5,
+        "words": "40% end. Way out: x",
+    }
+    lines = [
+        {
+            "iteration": n,
+            "numbers": {"eos_rate": 0.4, "goodhart_gold": 0.1 * n, "kl": None},
+            "findings": [finding] * (n > 0),
+        }
+        for n in (0, 1, 2, 1)
+    ]
+    (tmp_path / "ppo").mkdir()
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "ppo/doctor.jsonl").write_text(text + '{"iteration": 9, "num')
+    html = Path(build_report(str(tmp_path))).read_text(encoding="utf-8")
+    assert "3 iterations examined, 1 kinds of finding" in html and "40% end. Way out: x" in html
+    assert html.count("<svg") == 2 and "Goodhart gap" in html
