@@ -41,7 +41,10 @@ def win_rate(
     resamples: int = 2000,
     seed: int = 0,
 ) -> WinRate:
-    """Scores (n,) of A's and of B's answer to the same n prompts, by a judge that scores one answer at a time.
+    """Scores of A's and of B's answers to the same n prompts, by a judge that scores one answer at a time.
+
+    (n,) for one answer each; (n, k) for k, and each of A's is compared with each of B's to the same prompt: less
+    noise of sampling, and still n observations for the interval.
 
     Args:
         tie_margin: scores no further apart than this are a tie.
@@ -53,7 +56,7 @@ def win_rate(
         raise ValueError(
             f"A has {left.numel()} scores and B {right.numel()}; score the answers of both to the same prompts"
         )
-    difference = left - right
+    difference = left - right if left.ndim == 1 else (left[:, :, None] - right[:, None, :]).flatten(1)
     outcomes = torch.where(difference.abs() <= tie_margin, 0.5, (difference > 0).double())
     return summarise(outcomes, resamples=resamples, seed=seed)
 
@@ -83,9 +86,10 @@ def judged_win_rate(
 
 
 def summarise(outcomes: Tensor, *, resamples: int = 2000, seed: int = 0) -> WinRate:
-    """(n,) with 1 for a win of A, 0.5 for a tie, 0 for a loss -> counts and intervals."""
-    interval = bootstrap(outcomes, resamples=resamples, seed=seed)
-    check = wilson(outcomes.sum().item(), outcomes.numel())
+    """1 for a win of A, 0.5 for a tie, 0 for a loss, (n,) or (n, comparisons of a prompt) -> counts and intervals."""
+    by_prompt = outcomes if outcomes.ndim == 1 else outcomes.mean(1)
+    interval = bootstrap(by_prompt, resamples=resamples, seed=seed)
+    check = wilson(by_prompt.sum().item(), by_prompt.numel())
     return WinRate(
         wins=int((outcomes == 1).sum()),
         ties=int((outcomes == 0.5).sum()),

@@ -76,6 +76,7 @@ def evaluate(
     temperatures: Sequence[float] = (0.7, 1.0, 1.3),
     samples: int = 16,
     best_of_n_prompts: int = 48,
+    answers_per_prompt: int = 1,
     limit: int | None = None,
     max_new_tokens: int = 64,
     seed: int = 0,
@@ -86,7 +87,7 @@ def evaluate(
     Args:
         models: checkpoints by name; the first is the one that the others are compared with.
         tokenizer: tokenizer.model of all of them.
-        prompts: files of held-out prompts; where all rows have a `task` the oracle gives its gold score.
+        prompts: held-out prompts; where all have a `task` the oracle gives its gold score.
         helpfulness_reward: checkpoint of the helpfulness reward model.
         safety_reward: checkpoint of the safety reward model.
         out: the result file.
@@ -99,6 +100,7 @@ def evaluate(
         temperatures: of the best-of-N curves; the gold score is taken at the middle one.
         samples: largest N of those curves.
         best_of_n_prompts: prompts of those curves.
+        answers_per_prompt: of each model, when models are compared; more of them, less noise.
         limit: use only the first prompts of each file.
         max_new_tokens: longest answer.
         seed: of all sampling.
@@ -109,14 +111,12 @@ def evaluate(
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
     first = next(iter(networks.values()))
     asked = prompts_that_fit(prompts, limit, judges.tokenizer, room_for_prompt(first, max_new_tokens))
-    results: dict[str, Any] = {"about": about, "parameters": first.config.num_parameters()}
-    results |= compare_models(networks, asked, judges, speak)
+    results = {"about": about} | compare_models(networks, asked, judges, speak, answers_per_prompt)
     if sampler in networks:
-        some = asked[:best_of_n_prompts]
-        results["best_of_n"] = best_of_n(networks[sampler], some, judges, speak, temperatures, samples)
+        few = asked[:best_of_n_prompts]
+        results["best_of_n"] = best_of_n(networks[sampler], few, judges, speak, temperatures, samples)
     results |= reward_models(judges, helpful_pairs, safety_pairs)
-    if gatt_cases:
-        results["gatt"] = ghost_attention(gatt_models or {}, gatt_cases, gatt_turns, speak)
+    results |= ghost_attention(gatt_models or {}, gatt_cases, gatt_turns, speak)
     results["samples"] = sample_dialogues(networks, asked, speak)
     write_json(Path(out), results)
     print(summary(results))
@@ -163,11 +163,13 @@ def load_judges(helpfulness_reward: str, safety_reward: str, tokenizer: str) -> 
 
 
 def ghost_attention(
-    models: dict[str, str], cases: str, turns: Sequence[int], speak: Speaker
+    models: dict[str, str], cases: str | None, turns: Sequence[int], speak: Speaker
 ) -> dict[str, Any]:
     """Share of answers that keep an instruction given once, by turn (Llama 2 table 30)."""
+    if cases is None:
+        return {}
     held = read_cases(cases)
-    return {
+    by_model = {
         name: persistence(
             load_language_model(path).eval(),
             speak.tokenizer,
@@ -177,21 +179,26 @@ def ghost_attention(
         ).by_turn
         for name, path in models.items()
     }
+    return {"gatt": by_model}
 
 
 def compare_models(
-    networks: dict[str, LanguageModel], rows: Sequence[PromptTask], judges: Judges, speak: Speaker
+    networks: dict[str, LanguageModel], rows: Sequence[PromptTask], judges: Judges, speak: Speaker, each: int
 ) -> dict[str, Any]:
-    """Gold scores, reward-model scores and win rates over the first model, one sample at T = 1 per prompt."""
-    spoken = {name: speak(model, rows, 1.0) for name, model in networks.items()}
-    scored = {name: judges.scores(rows, answers) for name, answers in spoken.items()}
+    """Gold scores, reward-model scores and win rates over the first model, `each` samples at T = 1 per prompt."""
+    spoken = {name: speak(model, rows, 1.0, each) for name, model in networks.items()}
+    scored = {
+        name: [scores.view(len(rows), each) for scores in judges.scores(rows, answers)]
+        for name, answers in spoken.items()
+    }
     first = next(iter(networks))
     results: dict[str, Any] = {
+        "parameters": networks[first].config.num_parameters(),
         "judged": {
             name: {
-                "helpfulness": bootstrap(h.sigmoid()),
-                "safety": bootstrap(s.sigmoid()),
-                "combined": bootstrap(c),
+                "helpfulness": bootstrap(h.sigmoid().mean(1)),
+                "safety": bootstrap(s.sigmoid().mean(1)),
+                "combined": bootstrap(c.mean(1)),
             }
             for name, (h, s, c) in scored.items()
         },
@@ -203,11 +210,12 @@ def compare_models(
     }
     if any(row.task is None for row in rows):
         return results
-    gold = {name: gold_scores(rows, answers) for name, answers in spoken.items()}
+    asked = [row for row in rows for _ in range(each)]
+    gold = {name: gold_scores(asked, answers).view(len(rows), each) for name, answers in spoken.items()}
     is_safety = torch.tensor([row.is_safety for row in rows])
     kinds = {"helpfulness prompts": ~is_safety, "safety prompts": is_safety}
     return results | {
-        "gold": {name: bootstrap(scores) for name, scores in gold.items()},
+        "gold": {name: bootstrap(scores.mean(1)) for name, scores in gold.items()},
         "gold_by_kind": {
             name: {kind: scores[mask].mean().item() for kind, mask in kinds.items() if mask.any()}
             for name, scores in gold.items()

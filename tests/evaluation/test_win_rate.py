@@ -54,3 +54,11 @@ def test_unknown_verdict_is_refused():
 def test_lists_of_different_length_are_refused():
     with pytest.raises(ValueError, match="A has 2 scores and B 1"):
         win_rate([1.0, 2.0], [1.0])
+
+
+def test_several_answers_are_compared_each_with_each_and_prompts_are_what_counts():
+    # prompt 1: 1 and 3 against 2 and 0: lost, won, won, won. prompt 2: 5 and 5 against 5 and 9: tie, lost, tie, lost.
+    result = win_rate(torch.tensor([[1.0, 3.0], [5.0, 5.0]]), torch.tensor([[2.0, 0.0], [5.0, 9.0]]))
+    assert (result["wins"], result["ties"], result["losses"], result["count"]) == (3, 2, 3, 2)
+    assert result["mean"] == (3 / 4 + 1 / 4) / 2
+    assert (result["low"], result["high"]) == (0.25, 0.75)  # two prompts resampled
