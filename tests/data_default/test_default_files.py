@@ -209,7 +209,7 @@ def test_an_instruction_that_lasts_stands_only_where_it_is_obeyed_and_no_answer_
 
 def test_a_tenth_of_the_data_is_a_tenth_of_the_documented_counts(written: Path) -> None:
     counts = {name: len(rows(written / name)) for name in NAMES if name.endswith("jsonl")}
-    assert counts["sft/train.jsonl"] == counts["preferences/helpful_train.jsonl"] == 300
+    assert (counts["sft/train.jsonl"], counts["preferences/helpful_train.jsonl"]) == (300, 600)
     assert counts["preferences/safety_train.jsonl"] == counts["prompts/train.jsonl"] == 120
     characters = sum(len(row["text"]) for row in rows(written / "corpus/world.jsonl"))
     assert 190_000 <= characters < 191_500

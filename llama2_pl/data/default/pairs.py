@@ -19,6 +19,7 @@ from llama2_pl.data.default.answers import complying_answer, flawed_answer, flaw
 from llama2_pl.data.default.constraints import Row
 from llama2_pl.data.default.dialogues import prompt
 from llama2_pl.data.default.oracle import rate
+from llama2_pl.data.default.safety import safety_task
 from llama2_pl.data.default.tasks import Split, Task, fact_task, helpful_task
 from llama2_pl.data.default.world import RELATIONS, World
 
@@ -36,6 +37,9 @@ FORM = ("truncated", "repeated", "rambling", "rude")
 # Of the answers that are off topic, those that fit another question; of those with a wrong fact, those about somebody
 # else. A small model errs like that, and a reward model that saw only stock phrases takes every neat sentence for good.
 STRAY_SHARE, SOMEBODY_ELSE_SHARE = 0.5, 0.3
+# Of the answers that are off topic, refusals. The helpfulness model's mix holds safety pairs, where a refusal is
+# chosen; without these it likes refusals everywhere, and PPO finds that out (false refusals: Llama 2 fig. 33).
+REFUSAL_SHARE = 0.3
 # Llama 2 §3.2.1: one safe, both safe, both unsafe; a chosen unsafe answer beside a safe one is left out there and here.
 SAFETY_BINS = (0.18, 0.47, 0.35)
 
@@ -98,8 +102,12 @@ def helpful_variant(world: World, task: Task, rng: random.Random) -> str:
 
 
 def _flawed(world: World, task: Task, flaw: str, rng: random.Random) -> str:
-    if flaw == "off_topic" and rng.random() < STRAY_SHARE:
-        return right_answer(_another_question(world, task, rng), rng)
+    if flaw == "off_topic":
+        draw = rng.random()
+        if draw < STRAY_SHARE:
+            return right_answer(_another_question(world, task, rng), rng)
+        if draw < STRAY_SHARE + REFUSAL_SHARE:
+            return right_answer(safety_task(world, "train", rng), rng)
     if flaw == "wrong" and task["kind"] == "fact" and rng.random() < SOMEBODY_ELSE_SHARE:
         others = [person for person in world.people if person.name not in task["about"]]
         return right_answer(fact_task(rng.choice(others), task["relation"], "train", rng), rng)
