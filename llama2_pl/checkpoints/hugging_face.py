@@ -19,6 +19,7 @@ from llama2_pl.checkpoints.hugging_face_config import GENERATION_CONFIG, config_
 from llama2_pl.checkpoints.hugging_face_tokenizer import tokenizer_config_json, tokenizer_json
 from llama2_pl.checkpoints.keys import entries
 from llama2_pl.checkpoints.networks import check_tensors, materialise, on_meta, read_json, shapes_of
+from llama2_pl.checkpoints.untrusted import inside
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.text import Tokenizer
 
@@ -33,10 +34,10 @@ def from_hugging_face(folder: str | Path, dtype: torch.dtype = torch.float32) ->
     """
     folder = Path(folder)
     config = read_config(folder / "config.json")
-    model = on_meta(LanguageModel, config)
+    files = _weight_files(folder)
+    model = on_meta(LanguageModel, config, folder, sum(map(len, files.values())))
     ours = {entry.hugging_face: entry.ours for entry in entries(config.n_layers)}
     shapes = shapes_of(model.state_dict())
-    files = _weight_files(folder)
     _check_headers(folder, files, {theirs: shapes[name] for theirs, name in ours.items()})
     materialise(model, dtype)
     for path, names in files.items():
@@ -85,8 +86,10 @@ def _weight_files(folder: Path) -> dict[Path, list[str]]:
         path = folder / _SINGLE
         if not path.is_file():
             raise ValueError(
-                f"{folder}: neither {_SINGLE} nor {_INDEX} in this folder; other formats are not read"
+                f"{folder}: neither {_SINGLE} nor {_INDEX} in this folder; other formats are not read, pickles "
+                "(pytorch_model.bin) least of all: save the model as safetensors"
             )
+        path = inside(folder, _SINGLE, path)
         return {path: _parameters(_header(path))}
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
@@ -97,7 +100,7 @@ def _weight_files(folder: Path) -> dict[Path, list[str]]:
         file = str(file)
         if file != os.path.basename(file) or not file.endswith(".safetensors") or "\\" in file:
             raise ValueError(f"{index}: {name} is in {file!r}, which is not the name of a .safetensors file")
-        files.setdefault(folder / file, []).append(name)
+        files.setdefault(inside(folder, file, index), []).append(name)
     return {path: _parameters(names) for path, names in files.items()}
 
 

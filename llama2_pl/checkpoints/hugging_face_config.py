@@ -49,7 +49,7 @@ def read_config(path: Path) -> ModelConfig:
             _ffn_rule(raw["hidden_size"], raw["intermediate_size"]),
         )
         config = ModelConfig(**sizes, n_kv_heads=kv_heads, rope_theta=theta, **ffn)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
     if raw.get("head_dim") not in (None, config.head_dim):
         raise ValueError(

@@ -13,24 +13,38 @@ from llama2_pl.checkpoints.networks import (
     materialise,
     on_meta,
     read_json,
-    read_torch,
     shapes_of,
 )
+from llama2_pl.checkpoints.untrusted import inside, read_torch, refuse_inflated
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 
 Shard = dict[str, Tensor]
 
 
-def from_meta(folder: str | Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
+def from_meta(
+    folder: str | Path, dtype: torch.dtype = torch.float32, trust_checkpoint: bool = False
+) -> LanguageModel:
     """The language model in a folder that Meta released: 7B in one shard, 13B in 2, 70B in 8.
 
     Shards are mapped, not read into memory, so that the peak is the model itself.
+
+    Args:
+        folder: consolidated.*.pth and params.json.
+        dtype: of the parameters.
+        trust_checkpoint: read .pth files at all. They are pickles, of which nothing is run here; a hole in torch's
+            own reader is what is left to trust.
     """
     folder = Path(folder)
+    if not trust_checkpoint:
+        raise ValueError(
+            f"{folder}: Meta's .pth files are pickles, and weights of others are read from safetensors alone; if you "
+            f"trust their source, convert them once: llama2-pl export --checkpoint {folder} --out NEW_FOLDER "
+            "--trust_checkpoint=true (in Python: trust_checkpoint=True)"
+        )
     shards = [_read_shard(path) for path in _shard_paths(folder)]
     config = _read_config(folder / "params.json", shards)
-    model = on_meta(LanguageModel, config)
+    model = on_meta(LanguageModel, config, folder, len(shards[0]))
     table = entries(config.n_layers)
     _check_shards(folder, model, table, shards)
     materialise(model, dtype)
@@ -54,9 +68,10 @@ def _shard_paths(folder: Path) -> list[Path]:
 
 
 def _read_shard(path: Path) -> Shard:
-    shard = read_torch(path)
+    shard = read_torch(inside(path.parent, path.name, path))
     if not isinstance(shard, dict) or not all(_is_weight(tensor) for tensor in shard.values()):
         raise ValueError(f"{path}: holds other things than named tensors of floating-point numbers")
+    refuse_inflated(path, shard.values())
     # RoPE's table is derived, never loaded.
     return {name: tensor for name, tensor in shard.items() if name != "rope.freqs"}
 
@@ -74,7 +89,7 @@ def _read_config(path: Path, shards: list[Shard]) -> ModelConfig:
         params["vocab_size"] = shards[0]["tok_embeddings.weight"].shape[0]
     try:
         config = ModelConfig.of(params)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
     if config.n_heads % len(shards) or config.kv_heads % len(shards):
         raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,11 +15,19 @@ from llama2_pl.model.heads import LanguageModel, ScalarModel
 Network = TypeVar("Network", LanguageModel, ScalarModel)
 Shapes = Mapping[str, Sequence[int]]
 
+_JSON_BYTES = 64 * 2**20
+# A context of a million tokens has a RoPE table of half a gigabyte; a made-up one could ask for any amount.
+MAX_CONTEXT = 2**20
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; the weights need it beside them")
+    if path.stat().st_size > _JSON_BYTES:
+        raise ValueError(
+            f"{path}: larger than {_JSON_BYTES} bytes, and such a file has kilobytes; download it again"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -30,22 +37,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_torch(path: Path) -> Any:
-    """What torch.save wrote, tensors mapped and not yet read; nothing in the file is run."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        # torch's own message offers weights_only=False, which runs what is in the file.
+def on_meta(network: type[Network], config: ModelConfig, where: Path, tensors: int) -> Network:
+    """The network with shapes and no memory, for files of so many tensors.
+
+    What no tensor's shape will contradict is bounded first: a made-up number of layers, or of positions.
+    """
+    if config.n_layers > tensors:
         raise ValueError(
-            f"{path}: not a readable weights file: cut short, not written by torch.save, or with more in it than "
-            "tensors and plain types"
-        ) from error
-
-
-def on_meta(network: type[Network], config: ModelConfig) -> Network:
-    """The network with shapes and no memory."""
-    with torch.device("meta"):
-        return network(config)
+            f"{where}: its configuration has {config.n_layers} layers, its files {tensors} tensors"
+        )
+    if config.max_seq_len > MAX_CONTEXT:
+        raise ValueError(
+            f"{where}: a context of {config.max_seq_len} tokens; files may ask for {MAX_CONTEXT}"
+        )
+    try:
+        with torch.device("meta"):
+            return network(config)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(f"{where}: no network has the sizes of its configuration ({error})") from error
 
 
 def shapes_of(tensors: Mapping[str, torch.Tensor]) -> Shapes:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from llama2_pl.checkpoints.hugging_face import from_hugging_face, to_hugging_face
@@ -19,8 +20,15 @@ from llama2_pl.checkpoints.networks import (
     check_tensors,
     materialise,
     on_meta,
-    read_torch,
     shapes_of,
+)
+from llama2_pl.checkpoints.untrusted import (
+    PlainReader,
+    inside,
+    read_metadata,
+    read_torch,
+    refuse_code,
+    refuse_inflated,
 )
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
@@ -39,13 +47,18 @@ class Saved(NamedTuple):
     tensors: dict[str, Tensor] | None
 
 
-def load_language_model(path: str | Path, device: str = "cpu") -> LanguageModel:
-    """The language model in a checkpoint of ours (pretraining, SFT, PPO) or a Hugging Face or Meta folder."""
+def load_language_model(
+    path: str | Path, device: str = "cpu", trust_checkpoint: bool = False
+) -> LanguageModel:
+    """The language model in a checkpoint of ours (pretraining, SFT, PPO) or a Hugging Face or Meta folder.
+
+    A Meta folder is read with `trust_checkpoint` alone: its files are pickles, see `from_meta`.
+    """
     path = Path(path)
     if (path / "config.json").is_file():
         return from_hugging_face(path).to(device)
     if (path / "params.json").is_file():
-        return from_meta(path).to(device)
+        return from_meta(path, trust_checkpoint=trust_checkpoint).to(device)
     saved = _open(path)
     prefix, key = ("policy.", "policy_backbone")
     if key not in saved.hyper_parameters:
@@ -62,15 +75,18 @@ def load_reward_model(path: str | Path, device: str = "cpu") -> ScalarModel:
     return _build(ScalarModel, saved, prefix, key).to(device)
 
 
-def export_checkpoint(checkpoint: str, out: str, tokenizer: str | None = None) -> None:
+def export_checkpoint(
+    checkpoint: str, out: str, tokenizer: str | None = None, trust_checkpoint: bool = False
+) -> None:
     """Write the language model of a checkpoint as a Hugging Face folder, for transformers and vLLM.
 
     Args:
         checkpoint: a .ckpt, one file or sharded, of pretraining, SFT or PPO, or a Meta folder.
         out: the folder to write; new or empty.
         tokenizer: the tokenizer.model to put beside the weights, with the chat template.
+        trust_checkpoint: read Meta's .pth files, which are pickles; other commands read what this one writes.
     """
-    to_hugging_face(load_language_model(checkpoint), out, tokenizer)
+    to_hugging_face(load_language_model(checkpoint, trust_checkpoint=trust_checkpoint), out, tokenizer)
 
 
 def _open(path: Path) -> Saved:
@@ -81,19 +97,25 @@ def _open(path: Path) -> Saved:
     content = read_torch(path)
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise ValueError(f"{path}: not a Lightning checkpoint (no state_dict and hyper_parameters in it)")
-    tensors = content["state_dict"]
-    return Saved(path, content["hyper_parameters"], shapes_of(tensors), tensors)
+    tensors, hyper_parameters = content["state_dict"], content["hyper_parameters"]
+    if not isinstance(hyper_parameters, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise ValueError(f"{path}: its state_dict or hyper_parameters are not those of a LightningModule")
+    return Saved(path, hyper_parameters, shapes_of(tensors), tensors)
 
 
 def _open_shards(path: Path) -> Saved:
-    """The folder that ModelParallelStrategy writes. Its `.metadata` is a pickle: only for folders you trust."""
+    """The folder that ModelParallelStrategy writes; of its pickles nothing is run."""
     if not (path / "meta.pt").is_file() or not (path / ".metadata").is_file():
         raise ValueError(
             f"{path}: neither config.json (Hugging Face), params.json (Meta) nor meta.pt and .metadata (a sharded "
             "checkpoint, whole) in this folder"
         )
-    meta = read_torch(path / "meta.pt")
-    stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    meta = read_torch(inside(path, "meta.pt", path / "meta.pt"))
+    if not isinstance(meta, dict) or not isinstance(meta.get("hyper_parameters"), dict):
+        raise ValueError(
+            f"{path / 'meta.pt'}: no hyper_parameters in it; it is not a checkpoint of llama2_pl"
+        )
+    stored = read_metadata(path).state_dict_metadata
     shapes = {
         name.removeprefix("state_dict."): entry.size
         for name, entry in stored.items()
@@ -108,15 +130,33 @@ def _build(network: type[Network], saved: Saved, prefix: str, key: str) -> Netwo
             f"{saved.path}: no {key!r} in its hyper-parameters; it is not a checkpoint of llama2_pl"
         )
     shapes = {name.removeprefix(prefix): s for name, s in saved.shapes.items() if name.startswith(prefix)}
-    model = on_meta(network, ModelConfig.of(saved.hyper_parameters[key]))
+    model = on_meta(network, _config(saved, key), saved.path, len(saved.shapes))
     check_tensors(saved.path, shapes_of(model.state_dict()), shapes)
+    tensors = None if saved.tensors is None else {name: saved.tensors[f"{prefix}{name}"] for name in shapes}
+    if tensors is not None:
+        refuse_inflated(saved.path, tensors.values())
     materialise(model, torch.float32)
-    if saved.tensors is None:
+    if tensors is None:
         # In place, each process for itself: some may ask for another checkpoint.
         target = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load({"state_dict": target}, checkpoint_id=saved.path, no_dist=True)
+            _fill_from_shards({"state_dict": target}, saved.path)
     else:
-        model.load_state_dict({name: saved.tensors[f"{prefix}{name}"] for name in shapes})
+        model.load_state_dict(tensors)
     return model
+
+
+def _config(saved: Saved, key: str) -> ModelConfig:
+    try:
+        return ModelConfig.of(saved.hyper_parameters[key])
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{saved.path}: {key}: {error}") from error
+
+
+def _fill_from_shards(target: dict[str, Any], path: Path) -> None:
+    """Read a sharded folder into these tensors; nothing else of it is read."""
+    try:
+        dcp.load(target, storage_reader=PlainReader(path), no_dist=True)
+    except CheckpointException as error:
+        raise ValueError(refuse_code(path)) from error

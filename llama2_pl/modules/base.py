@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from llama2_pl.checkpoints.untrusted import guard_loading
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.model.parallel import ParallelPlan, parallelize
@@ -52,6 +53,8 @@ class LlamaModule(L.LightningModule):
         raise NotImplementedError
 
     def configure_model(self) -> None:
+        if self.attached:
+            guard_loading(self.trainer.strategy)
         if not self._networks_built:
             self.build_networks()
             self._networks_built = True

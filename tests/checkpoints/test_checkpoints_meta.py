@@ -108,7 +108,7 @@ def meta_forward(weights: Weights, tokens: Tensor, eps: float = 1e-5, theta: flo
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_meta_checkpoint_computes_what_metas_forward_pass_does(count: int, tmp_path: Path) -> None:
     weights = random_weights()
-    model = from_meta(write(tmp_path, shard(weights, count)))
+    model = from_meta(write(tmp_path, shard(weights, count)), trust_checkpoint=True)
     expected = meta_forward(weights, TOKENS)
     assert expected.std() > 0.5
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_a_meta_checkpoint_computes_what_metas_forward_pass_does(count: int, tmp
 
 def test_a_folder_of_metas_is_recognised_and_read_as_fp32_from_half_precision(tmp_path: Path) -> None:
     halves = [{name: t.half() for name, t in weights.items()} for weights in shard(random_weights(), 2)]
-    model = load_language_model(write(tmp_path, halves))
+    model = load_language_model(write(tmp_path, halves), trust_checkpoint=True)
     assert model.head.weight.dtype == torch.float32
     assert torch.equal(model.head.weight, random_weights()["output.weight"].half().float())
 
@@ -142,11 +142,11 @@ def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
     write(tmp_path, shard(random_weights(), 2))
     (tmp_path / "consolidated.00.pth").rename(tmp_path / "kept")
     with pytest.raises(ValueError, match=r"consolidated\.01\.pth: expected 1, 2, 4 or 8 shards"):
-        from_meta(tmp_path)
+        from_meta(tmp_path, trust_checkpoint=True)
     (tmp_path / "kept").rename(tmp_path / "consolidated.00.pth")
     (tmp_path / "consolidated.01.pth").unlink()
     with pytest.raises(ValueError, match=r"is \[40, 16\] and the configuration asks for \[40, 32\]"):
-        from_meta(tmp_path)
+        from_meta(tmp_path, trust_checkpoint=True)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_every_shard_must_hold_exactly_its_tensors(
     else:
         shards[1][name] = tensor
     with pytest.raises(ValueError, match=message):
-        from_meta(write(tmp_path, shards))
+        from_meta(write(tmp_path, shards), trust_checkpoint=True)
 
 
 @pytest.mark.parametrize(
@@ -184,11 +184,11 @@ def test_every_shard_must_hold_exactly_its_tensors(
 )
 def test_params_that_do_not_fit_are_refused(changes: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        from_meta(write(tmp_path, shard(random_weights(), 2), **changes))
+        from_meta(write(tmp_path, shard(random_weights(), 2), **changes), trust_checkpoint=True)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     write(tmp_path, shard(random_weights(), 1))
     (tmp_path / "consolidated.00.pth").write_bytes(b"not weights")
     with pytest.raises(ValueError, match=r"consolidated\.00\.pth: not a readable weights file"):
-        from_meta(tmp_path)
+        from_meta(tmp_path, trust_checkpoint=True)
