@@ -15,7 +15,7 @@ from llama2_pl.checkpoints.networks import (
     read_json,
     shapes_of,
 )
-from llama2_pl.checkpoints.untrusted import inside, read_torch, refuse_inflated
+from llama2_pl.checkpoints.untrusted import check_storage, inside, read_torch
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 
@@ -71,7 +71,7 @@ def _read_shard(path: Path) -> Shard:
     shard = read_torch(inside(path.parent, path.name, path))
     if not isinstance(shard, dict) or not all(_is_weight(tensor) for tensor in shard.values()):
         raise ValueError(f"{path}: holds other things than named tensors of floating-point numbers")
-    refuse_inflated(path, shard.values())
+    check_storage(path, shard)
     # RoPE's table is derived, never loaded.
     return {name: tensor for name, tensor in shard.items() if name != "rope.freqs"}
 

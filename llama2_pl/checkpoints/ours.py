@@ -24,11 +24,11 @@ from llama2_pl.checkpoints.networks import (
 )
 from llama2_pl.checkpoints.untrusted import (
     PlainReader,
+    check_storage,
     inside,
     read_metadata,
     read_torch,
     refuse_code,
-    refuse_inflated,
 )
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
@@ -134,7 +134,7 @@ def _build(network: type[Network], saved: Saved, prefix: str, key: str) -> Netwo
     check_tensors(saved.path, shapes_of(model.state_dict()), shapes)
     tensors = None if saved.tensors is None else {name: saved.tensors[f"{prefix}{name}"] for name in shapes}
     if tensors is not None:
-        refuse_inflated(saved.path, tensors.values())
+        check_storage(saved.path, tensors)
     materialise(model, torch.float32)
     if tensors is None:
         # In place, each process for itself: some may ask for another checkpoint.

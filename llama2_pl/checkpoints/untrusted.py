@@ -11,7 +11,7 @@ import io
 import math
 import pickle
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -109,13 +109,17 @@ def _refuse_compressed(path: Path) -> None:
         raise ValueError(f"{path}: {packed} in it is compressed, which torch.save never does; fetch it again")
 
 
-def refuse_inflated(path: Path, tensors: Iterable[torch.Tensor]) -> None:
-    """Raise ValueError where tensors claim more bytes than their file has: one stored number can be shown as many."""
-    claimed, there = sum(tensor.nbytes for tensor in tensors), path.stat().st_size
+def check_storage(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError unless all are dense floating-point numbers that their file is long enough to hold.
+
+    One stored number can be shown as a matrix of them, and a kilobyte so claim all memory.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+            raise ValueError(f"{path}: {name} is {tensor.dtype}, {tensor.layout}; weights are dense floats")
+    claimed, there = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
     if claimed > there:
-        raise ValueError(
-            f"{path}: its tensors claim {claimed} bytes and the file has {there}; fetch it again"
-        )
+        raise ValueError(f"{path}: its tensors claim {claimed} bytes and the file has {there}; fetch it again")
 
 
 def inside(folder: Path, name: str, source: Path) -> Path:
