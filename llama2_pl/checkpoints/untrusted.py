@@ -119,7 +119,9 @@ def check_storage(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             raise ValueError(f"{path}: {name} is {tensor.dtype}, {tensor.layout}; weights are dense floats")
     claimed, there = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
     if claimed > there:
-        raise ValueError(f"{path}: its tensors claim {claimed} bytes and the file has {there}; fetch it again")
+        raise ValueError(
+            f"{path}: its tensors claim {claimed} bytes and the file has {there}; fetch it again"
+        )
 
 
 def inside(folder: Path, name: str, source: Path) -> Path:
