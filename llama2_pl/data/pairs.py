@@ -91,7 +91,11 @@ def encode_pairs(
     dropped: Counter[str] = Counter()
     labels: list[tuple[int, tuple[float, float], int, int]] = []
     for pool, row in rows:
-        encoded = encode_pair(row, tokenizer, max_len, tags)
+        try:
+            encoded = encode_pair(row, tokenizer, max_len, tags)
+        except ValueError as error:
+            question = row.prompt.messages[-1].content
+            raise ValueError(f"a pair of {row.source} ({question[:40]!r}): {error}") from error
         if isinstance(encoded, str):
             dropped[encoded] += 1
             continue

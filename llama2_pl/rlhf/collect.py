@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,18 @@ import torch
 
 from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.default.oracle import rate
-from llama2_pl.data.readers.common import write_jsonl
+from llama2_pl.data.readers.common import (
+    Raw,
+    Reading,
+    mapping,
+    optional_bool,
+    parse_rows,
+    sequence,
+    write_jsonl,
+)
+from llama2_pl.data.readers.dialogues import messages_from_json
+from llama2_pl.data.readers.files import json_rows
+from llama2_pl.data.readers.preferences import asked
 from llama2_pl.evaluation.answers import answer
 from llama2_pl.text.chat import Dialog
 from llama2_pl.text.tags import strip_control_tags
@@ -21,17 +31,19 @@ from llama2_pl.text.tokenizer import Tokenizer
 
 def read_tasks(path: str, limit: int | None = None) -> list[dict]:
     """Prompt rows that carry a `task` for the oracle, in file order."""
-    rows = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(itertools.islice(lines, limit), 1):
-            row = json.loads(line)
-            if "task" not in row:
-                raise ValueError(
-                    f"{path}:{number}: no 'task': the simulated annotator rates only prompts of the embedded data; "
-                    "collect ratings from people for others"
-                )
-            rows.append(row)
-    return rows
+
+    def parse(raw: Raw) -> list[dict]:
+        row = mapping(raw.value, "the row")
+        if "task" not in row:
+            raise ValueError(
+                f"{path}:{raw.line}: no 'task': the simulated annotator rates only prompts of the embedded data; "
+                "collect ratings from people for others"
+            )
+        asked(messages_from_json(sequence(row, "messages")))
+        return [{**row, "is_safety": bool(optional_bool(row, "is_safety"))}]
+
+    how = Reading(path)
+    return list(itertools.islice(parse_rows(json_rows(Path(path), how), parse, how), limit))
 
 
 def dialog_of(row: dict) -> Dialog:

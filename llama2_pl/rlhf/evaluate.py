@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,18 @@ from torch import Tensor
 
 from llama2_pl.checkpoints.ours import load_language_model, load_reward_model
 from llama2_pl.data.default.oracle import gold_score
-from llama2_pl.data.readers.preferences import PreferenceRow, read_preferences
+from llama2_pl.data.readers.common import (
+    Raw,
+    Reading,
+    mapping,
+    optional_bool,
+    parse_rows,
+    sequence,
+    string,
+)
+from llama2_pl.data.readers.dialogues import messages_from_json
+from llama2_pl.data.readers.files import json_rows
+from llama2_pl.data.readers.preferences import PreferenceRow, asked, read_preferences
 from llama2_pl.evaluation.answers import answer, fits, room_for_prompt
 from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature
 from llama2_pl.evaluation.gatt import Case, persistence
@@ -336,23 +346,27 @@ def sample_dialogues(
 
 def read_prompt_tasks(path: str, limit: int | None = None) -> list[PromptTask]:
     """Prompt rows of our own jsonl, with their task where they have one."""
-    with open(path, encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in itertools.islice(lines, limit)]
-    return [
-        PromptTask(
-            Dialog.of([(m["role"], m["content"]) for m in row["messages"]]),
-            row.get("is_safety", False),
-            row.get("task"),
-        )
-        for row in rows
-    ]
+
+    def parse(raw: Raw) -> list[PromptTask]:
+        row = mapping(raw.value, "the row")
+        dialog = asked(messages_from_json(sequence(row, "messages")))
+        return [PromptTask(dialog, bool(optional_bool(row, "is_safety")), row.get("task"))]
+
+    how = Reading(path)
+    return list(itertools.islice(parse_rows(json_rows(Path(path), how), parse, how), limit))
 
 
 def read_cases(path: str) -> list[Case]:
     """Conversations for the persistence check: {"instruction", "user_turns", "check"} a line."""
-    with open(path, encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
-    return [Case(r["instruction"], tuple(r["user_turns"]), _check(r), r["check"].split(":")[0]) for r in rows]
+
+    def parse(raw: Raw) -> list[Case]:
+        row = mapping(raw.value, "the row")
+        turns = tuple(string({"user_turns": turn}, "user_turns") for turn in sequence(row, "user_turns"))
+        instruction, check = string(row, "instruction"), string(row, "check")
+        return [Case(instruction, turns, _check(row), check.split(":")[0])]
+
+    how = Reading(path)
+    return list(parse_rows(json_rows(Path(path), how), parse, how))
 
 
 def _check(row: dict) -> Callable[[str], bool]:

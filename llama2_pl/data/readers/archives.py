@@ -7,10 +7,10 @@ import tarfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llama2_pl.data.readers.common import Raw, Reading
-from llama2_pl.data.readers.files import open_bounded, text_lines
+from llama2_pl.data.readers.files import check_ratio, open_bounded, text_lines
 from llama2_pl.data.readers.markup import strip_html
 
 _DOC = re.compile(r'<doc id="[^"]*" url="[^"]*" title="(.*)">$')
@@ -25,7 +25,10 @@ def tar_members(path: Path, how: Reading) -> Iterator[Raw]:
                 source = archive.extractfile(member) if member.isfile() else None
                 if source is None:
                     continue
-                if member.size > limit:
+                if member.issparse():
+                    # its holes are bytes that no limit on what is read would see
+                    yield Raw(index, problem=f"{member.name}: a sparse file; pack it again without --sparse")
+                elif member.size > limit:
                     yield Raw(index, problem=f"{member.name}: larger than {limit} bytes (max_document_bytes)")
                 else:
                     yield Raw(index, (member.name, source.read()))
@@ -34,7 +37,11 @@ def tar_members(path: Path, how: Reading) -> Iterator[Raw]:
 
 
 def parquet_rows(path: Path, column: str, how: Reading) -> Iterator[Raw]:
-    """Cells of one column of a parquet file, a batch at a time."""
+    """Cells of one column of a parquet file, a batch at a time, with the limits on size and ratio.
+
+    A column says how long it is unpacked, before it is. Cells that repeat are stored once, however long: so they are
+    read by their number in the dictionary, made one at a time, and counted.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
@@ -43,17 +50,29 @@ def parquet_rows(path: Path, column: str, how: Reading) -> Iterator[Raw]:
             f"{how.name}: reading parquet needs pyarrow: pip install llama2-pl[data]"
         ) from error
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if column not in names:
-                raise ValueError(f"{how.name}: no column {column!r} in {names}; pass text_key")
-            index = 0
+        names = pyarrow.parquet.read_schema(path).names
+        if column not in names:
+            raise ValueError(f"{how.name}: no column {column!r} in {names}; pass text_key")
+        with pyarrow.parquet.ParquetFile(path, read_dictionary=[column]) as file:
+            packed = path.stat().st_size
+            check_ratio(_unpacked_bytes(file.metadata, column), packed, how.name, how.limits)
+            index = total = 0
             for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                for value in batch.column(0).to_pylist():
+                for cell in batch.column(0):
+                    value = cell.as_py()
+                    total += len(value) if isinstance(value, (str, bytes)) else 0
+                    check_ratio(total, packed, how.name, how.limits)
                     yield Raw(index, value)
                     index += 1
     except pyarrow.ArrowException as error:
         raise ValueError(f"{how.name}: not a readable parquet file: {error}") from error
+
+
+def _unpacked_bytes(metadata: Any, column: str) -> int:
+    """What the file says of the column's length before compression."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    parts = (group.column(number) for group in groups for number in range(group.num_columns))
+    return sum(part.total_uncompressed_size for part in parts if part.path_in_schema.split(".")[0] == column)
 
 
 def wikiextractor_rows(path: Path, how: Reading) -> Iterator[Raw]:

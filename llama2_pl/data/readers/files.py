@@ -15,6 +15,14 @@ from typing import Any, BinaryIO, cast
 from llama2_pl.data.readers.common import Limits, Raw, Reading
 
 _BOM = b"\xef\xbb\xbf"
+# Packed in a way that is not read, by its first bytes. bzip2's are text too, but for the ten of its first block.
+_PACKED = (
+    (b"\xfd7zXZ\0", "xz"),
+    (b"PK\x03\x04", "zip"),
+    (b"\x28\xb5\x2f\xfd", "zstandard"),
+    (b"7z\xbc\xaf\x27\x1c", "7z"),
+    *((b"BZh%d1AY&SY" % level, "bzip2") for level in range(1, 10)),
+)
 # A JSON escape that may stand for NUL or for half a surrogate pair; only lines with one are looked through.
 _SUSPECT_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 _BAD_CHARACTER = re.compile("[\0\ud800-\udfff]")
@@ -24,13 +32,17 @@ _BAD_CHARACTER = re.compile("[\0\ud800-\udfff]")
 def open_bounded(path: Path, limits: Limits) -> Iterator[BinaryIO]:
     """A file open for reading, gunzipped where its first bytes say gzip, with the limits on size and ratio.
 
+    gzip alone is unpacked: our choice, its memory is bounded by its format, that of xz and zstandard by the file.
     Any error of the file itself becomes one ValueError with its name.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
+        start = file.read(10)
+        zipped = start.startswith(b"\x1f\x8b")
         file.seek(0)
+        if packed := next((kind for magic, kind in _PACKED if start.startswith(magic)), None):
+            raise ValueError(f"{path}: {packed} is not read; unpack it, or pack it with gzip")
         source = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if zipped else file
         try:
             yield cast(BinaryIO, io.BufferedReader(_Bounded(source, file, str(path), limits), 2**16))
@@ -52,15 +64,18 @@ class _Bounded(io.RawIOBase):
         data = self._source.read(len(buffer))
         buffer[: len(data)] = data
         self._total += len(data)
-        # The first MiB is free: the read-ahead of a small file says nothing about its ratio.
-        allowed = 2**20 + self._limits.max_ratio * self._file.tell()
-        if self._total > min(allowed, self._limits.max_total_bytes):
-            raise ValueError(
-                f"{self._name}: {self._total} bytes out of {self._file.tell()} read, more than max_ratio "
-                f"{self._limits.max_ratio:g} or max_total_bytes {self._limits.max_total_bytes} allow; "
-                "raise the limit if the file is to be trusted"
-            )
+        check_ratio(self._total, self._file.tell(), self._name, self._limits)
         return len(data)
+
+
+def check_ratio(unpacked: int, packed: int, name: str, limits: Limits) -> None:
+    """Raise ValueError where so many bytes come out of so many that the file looks like a decompression bomb."""
+    # The first MiB is free: the read-ahead of a small file says nothing about its ratio.
+    if unpacked > min(2**20 + limits.max_ratio * packed, limits.max_total_bytes):
+        raise ValueError(
+            f"{name}: {unpacked} bytes out of {packed} read, more than max_ratio {limits.max_ratio:g} or "
+            f"max_total_bytes {limits.max_total_bytes} allow; raise the limit if the file is to be trusted"
+        )
 
 
 def read_bytes(path: Path, how: Reading, max_bytes: int) -> bytes:

@@ -27,7 +27,7 @@ from llama2_pl.data.readers.common import (
     string,
 )
 from llama2_pl.data.readers.dialogues import messages_from_json, messages_to_json, sharegpt_dialog, with_input
-from llama2_pl.data.readers.files import json_rows, text_lines, text_problem
+from llama2_pl.data.readers.files import json_rows, text_lines
 from llama2_pl.data.readers.preferences import asked, hh_prompt, one_question, prompt_from_json
 from llama2_pl.text.chat import Dialog
 
@@ -52,7 +52,7 @@ def read_prompts(
     report: ReadReport | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[PromptRow]:
-    """Prompts of a JSON, JSON-lines, CSV or text file; JSON and text may be gzipped.
+    """Prompts of a JSON, JSON-lines, CSV or text file, plain or gzipped.
 
     Llama 2 §3.2.3. Formats: "csv", "lines" (one prompt a line), "bold", and ``PROMPT_FORMATS`` for JSON.
 
@@ -97,21 +97,27 @@ def _finish(row: PromptRow, path: Path, raw: Raw, is_safety: bool | None) -> Pro
 
 def _csv_rows(path: Path, column: str | None, how: Reading) -> Iterator[Raw]:
     """The cells of one column; the line is that on which the row ends, since quoted cells span lines."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            names = reader.fieldnames or []
-            chosen = column or next((name for name in _CSV_COLUMNS if name in names), None)
-            if chosen not in names:
-                raise ValueError(
-                    f"{how.name}:1: no column {chosen or 'of ' + ', '.join(_CSV_COLUMNS)!r} in {names}"
-                )
-            for row in reader:
-                cell = row.get(chosen)
-                problem = f"the row has no column {chosen!r}" if cell is None else text_problem(cell)
-                yield Raw(reader.line_num, cell, problem)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{how.name}:{reader.line_num + 1}: not UTF-8 CSV: {error}") from error
+    reader = csv.DictReader(_csv_lines(path, how), strict=True)
+    try:
+        names = reader.fieldnames or []
+        chosen = column or next((name for name in _CSV_COLUMNS if name in names), None)
+        if chosen not in names:
+            raise ValueError(
+                f"{how.name}:1: no column {chosen or 'of ' + ', '.join(_CSV_COLUMNS)!r} in {names}"
+            )
+        for row in reader:
+            cell = row.get(chosen)
+            yield Raw(reader.line_num, cell, f"the row has no column {chosen!r}" if cell is None else None)
+    except csv.Error as error:
+        raise ValueError(f"{how.name}:{reader.line_num}: not CSV: {error}") from error
+
+
+def _csv_lines(path: Path, how: Reading) -> Iterator[str]:
+    """Bounded lines; a broken one stops even lenient reading, since a quote in it may open or close a cell."""
+    for raw in text_lines(path, how):
+        if raw.problem is not None:
+            raise ValueError(f"{how.name}:{raw.line}: {raw.problem}")
+        yield f"{raw.value}\n"
 
 
 def _line_rows(path: Path, column: str | None, how: Reading) -> Iterator[Raw]:
