@@ -19,6 +19,7 @@ def convert_pairs(
     val_fraction: float = 0.1,
     max_characters: int | None = None,
     format: str = "auto",
+    strict: bool = True,
 ) -> None:
     """Write out/{train,val}.jsonl with pairs and out/prompts_{train,val}.jsonl with their prompts, each prompt once.
 
@@ -31,10 +32,11 @@ def convert_pairs(
         val_fraction: share held out.
         max_characters: leave out pairs whose prompt and longer answer have more, for models with a short context.
         format: of all files; "auto" tells it from their keys.
+        strict: stop at a malformed row, or skip and count it; too large a share of them stops either way.
     """
     report, pairs = ReadReport(), dict[str, list[PreferenceRow]](train=[], val=[])
     for path in files:
-        for row in read_preferences(path, format, is_safety=is_safety, report=report):
+        for row in read_preferences(path, format, is_safety=is_safety, strict=strict, report=report):
             if any(find_control_tags(text) for text in _texts(row)):
                 report.unusable["a control tag in the text"] += 1
             elif (

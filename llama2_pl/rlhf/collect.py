@@ -6,11 +6,12 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from llama2_pl.checkpoints.ours import load_language_model
-from llama2_pl.data.default.oracle import rate
+from llama2_pl.data.default.oracle import NOISE, rate
 from llama2_pl.data.readers.common import (
     Raw,
     Reading,
@@ -59,9 +60,11 @@ def collect_preferences(
     temperatures: list[float] | None = None,
     max_new_tokens: int = 64,
     rounds: int = 1,
-    noise: float = 0.25,
+    noise: float = NOISE,
     val_share: float = 0.1,
     limit: int | None = None,
+    batch: int = 1,
+    annotator: str = "oracle",
     seed: int = 0,
 ) -> None:
     """Write out/helpful_{train,val}.jsonl and out/safety_{train,val}.jsonl with rated pairs of on-policy answers.
@@ -80,26 +83,44 @@ def collect_preferences(
         noise: standard deviation of the annotator's error, in units of utility.
         val_share: share of the prompts held out for validation, the last ones.
         limit: use only the first prompts.
+        batch: number of the weekly batch, from 1, written in every row.
+        annotator: name of the annotator, written in every row.
         seed: of sampling and of the annotator's noise.
     """
+    if batch < 1:
+        raise ValueError(f"batch is {batch}: give the number of the weekly batch, from 1")
     rows = read_tasks(prompts, limit)
     sides = _sample_sides(
         policies, Tokenizer(tokenizer), rows, temperatures or [0.7, 1.1], max_new_tokens, rounds, seed
     )
-    annotator, held_out = random.Random(seed), len(rows) - round(val_share * len(rows))
+    judgement, held_out = random.Random(seed), len(rows) - round(val_share * len(rows))
+    labels = {"batch": batch, "annotator": annotator}
     files: dict[str, list[dict]] = {
         f"{kind}_{split}": [] for kind in ("helpful", "safety") for split in ("train", "val")
     }
-    for a_side, b_side in sides:
-        for index, (row, a, b) in enumerate(zip(rows, a_side, b_side, strict=True)):
-            pair = rate(row["task"], a, b, annotator, noise)
+    for one, two in sides:
+        for index, (row, a, b) in enumerate(zip(rows, one.answers, two.answers, strict=True)):
+            pair = rate(row["task"], a, b, judgement, noise)
             if pair is None:  # the same answer twice, or the bin that the paper excludes
                 continue
             kind, split = "safety" if row["is_safety"] else "helpful", "val" if index >= held_out else "train"
+            chosen, rejected = (one, two) if pair["chosen"] == a else (two, one)
             record = {"prompt": row["messages"], **pair, "is_safety": row["is_safety"]}
-            files[f"{kind}_{split}"].append({**record, "source": f"on_policy_{kind}"})
+            record |= {"source": f"on_policy_{kind}", **chosen.made("chosen"), **rejected.made("rejected")}
+            files[f"{kind}_{split}"].append(record | labels)
     for name, pairs in files.items():
         write_jsonl(Path(out) / f"{name}.jsonl", pairs)
+
+
+class _Side(NamedTuple):
+    """One answer to every prompt, and what made them."""
+
+    model: str
+    temperature: float
+    answers: list[str]
+
+    def made(self, side: str) -> dict[str, str | float]:
+        return {f"{side}_model": self.model, f"{side}_temperature": self.temperature}
 
 
 def _sample_sides(
@@ -110,21 +131,21 @@ def _sample_sides(
     max_new_tokens: int,
     rounds: int,
     seed: int,
-) -> Iterator[tuple[list[str], list[str]]]:
+) -> Iterator[tuple[_Side, _Side]]:
     """For each round the answers of side A and of side B, every side with its own model variant and temperature."""
     models = [load_language_model(path).to(torch.float32).eval() for path in policies]
     dialogs = [dialog_of(row) for row in rows]
     for turn in range(rounds):
         sides = []
         for side in (2 * turn, 2 * turn + 1):
-            model, temperature = models[side % len(models)], temperatures[side % len(temperatures)]
+            number, temperature = side % len(models), temperatures[side % len(temperatures)]
             said = answer(
-                model,
+                models[number],
                 tokenizer,
                 dialogs,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 seed=seed * 1000 + side,
             )
-            sides.append([strip_control_tags(text) for text in said])
+            sides.append(_Side(policies[number], temperature, [strip_control_tags(text) for text in said]))
         yield sides[0], sides[1]

@@ -115,3 +115,15 @@ def test_nul_is_refused_with_file_and_line_and_nothing_is_written(tmp_path: Path
     with pytest.raises(ValueError, match=r"rows\.jsonl\.gz:2: .*U\+0000"):
         convert_pairs([path], str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_malformed_rows_stop_unless_they_may_be_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [hh(f"q{n}") for n in range(39)] + [{"chosen": 1, "rejected": "b"}]
+    path, out = written(tmp_path / "rows.jsonl.gz", rows), tmp_path / "out"
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz:40: key 'chosen' is int 1.*strict=False"):
+        convert_pairs([path], str(out))
+    convert_pairs([path], str(out), val_fraction=0.0, strict=False)
+    assert len(pairs_in(out, "train")) == 39
+    assert "1 malformed rows skipped" in capsys.readouterr().out

@@ -102,3 +102,15 @@ def test_a_follow_up_asks_the_same_of_another_person() -> None:
             seen += 1
             assert after["relation"] == before["relation"] and after["about"] != before["about"]
     assert seen > 5
+
+
+def test_pairs_come_in_fourteen_batches_in_the_shares_of_table_26() -> None:
+    assert sum(pairs.BATCHES) == 1_418_091
+    count = 10_000
+    found = Counter(pairs.batch_of(index, count) for index in range(count))
+    assert list(found) == list(range(1, 15))
+    for number, comparisons in enumerate(pairs.BATCHES, 1):
+        assert found[number] == pytest.approx(count * comparisons / 1_418_091, abs=1)
+    rows = pairs.helpful_pairs(WORLD, 40, ("train",), random.Random(4))
+    assert [row["batch"] for row in rows] == [pairs.batch_of(index, 40) for index in range(40)]
+    assert {row["annotator"] for row in rows} == {"oracle"}

@@ -105,6 +105,11 @@ PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
         ({"chosen_safe": "yes"}, "key 'chosen_safe' is str 'yes', and must be true, false or null"),
         ({"prompt": 3}, "key 'prompt' is int"),
         ({"chosen_safe": False, "rejected_safe": True}, "chosen is unsafe and rejected is safe"),
+        ({"batch": 0}, "batch 0: give the number of the weekly batch, from 1"),
+        ({"batch": "3"}, "batch '3'"),
+        ({"rejected_temperature": -0.1}, "rejected_temperature -0.1: give a number of 0 or more"),
+        ({"chosen_model": 7}, "key 'chosen_model' is int 7, and must be a string"),
+        ({"annotator": 7}, "key 'annotator' is int 7, and must be a string"),
     ],
 )
 def test_wrong_values_stop_with_file_and_line(tmp_path: Path, change: dict, message: str) -> None:
@@ -124,18 +129,34 @@ def test_the_three_safety_bins_are_read(
 
 def test_source_and_safety_tag_may_be_forced(tmp_path: Path) -> None:
     row = {**PAIR, "source": "own", "is_safety": True}
-    assert _read(tmp_path, row)[0][-2:] == ("own", True)
-    assert _read(tmp_path, row, source="other", is_safety=False)[0][-2:] == ("other", False)
+    assert _read(tmp_path, row)[0][6:8] == ("own", True)
+    assert _read(tmp_path, row, source="other", is_safety=False)[0][6:8] == ("other", False)
 
 
 def test_our_own_rows_come_back_as_they_went(tmp_path: Path) -> None:
     context = Dialog.of([("system", "s"), ("user", "q"), ("assistant", "x"), ("user", "more")])
     pairs = [
-        PreferenceRow(context, "a", "b", 2, True, False, "batch 1", True),
+        PreferenceRow(context, "a", "b", 2, True, False, "x", True, "v1", "v2", 0.7, 1.0, 14, "Ada"),
         PreferenceRow(HELLO, "é\n", "ß", source="x"),
     ]
     write_jsonl(tmp_path / "p.jsonl", map(preference_to_row, pairs))
     assert list(read_preferences(tmp_path / "p.jsonl")) == pairs
+
+
+def test_rows_written_before_the_schema_was_whole_are_read(tmp_path: Path) -> None:
+    (pair,) = _read(tmp_path, {**PAIR, "rating": 1, "source": "x"})
+    assert pair == PreferenceRow(HELLO, "a", "b", 1, source="x")
+    assert (pair.batch, pair.annotator, pair.chosen_model, pair.chosen_temperature) == (None, "", "", None)
+
+
+@pytest.mark.parametrize(("preference", "models"), [(1.2, ("one", "two")), (2, ("two", "one"))])
+def test_a_judges_file_says_who_judged_which_models(
+    tmp_path: Path, preference: float, models: tuple[str, str]
+) -> None:
+    row = {"instruction": "q", "output_1": "a", "output_2": "b", "preference": preference}
+    judged = {**row, "generator_1": "one", "generator_2": "two", "annotator": "judge"}
+    (pair,) = _read(tmp_path, judged)
+    assert (pair.chosen_model, pair.rejected_model, pair.annotator) == (*models, "judge")
 
 
 REAL = {

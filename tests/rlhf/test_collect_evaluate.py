@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llama2_pl.data.default import write, write_default_data
+from llama2_pl.data.default.oracle import judge, rating_of
 from llama2_pl.data.readers import read_preferences
 from llama2_pl.data.vocabulary import train_tokenizer_on_files
 from llama2_pl.model.config import ModelConfig
@@ -72,6 +73,7 @@ def collected(run: Run, out: Path, **options) -> Path:
     return out
 
 
+SIDES = ("chosen", "rejected")
 FILES = [f"{kind}_{split}" for kind in ("helpful", "safety") for split in ("train", "val")]
 
 
@@ -93,6 +95,39 @@ def test_collected_pairs_are_read_back_from_the_file_of_their_kind_and_split(
             assert pair.rating in range(4) and not (pair.rejected_safe and not pair.chosen_safe)
             count += 1
     assert 20 < count <= 40  # two rounds of 20; equal answers are left out
+
+
+def test_a_pair_says_which_model_and_temperature_made_each_side_in_which_batch_for_whom(
+    run: Run, tmp_path: Path
+) -> None:
+    out = collected(run, tmp_path, temperatures=[0.6, 1.2], batch=3, annotator="Ada")
+    pairs = [pair for name in FILES for pair in read_preferences(out / f"{name}.jsonl")]
+    sides = {
+        ((pair.chosen_model, pair.chosen_temperature), (pair.rejected_model, pair.rejected_temperature))
+        for pair in pairs
+    }
+    # variant and temperature go by side, so both orders are found and nothing else
+    one, two = (run.one, 0.6), (run.two, 1.2)
+    assert sides == {(one, two), (two, one)}
+    assert {(pair.batch, pair.annotator) for pair in pairs} == {(3, "Ada")}
+    with pytest.raises(ValueError, match="batch is 0"):
+        collected(run, tmp_path, batch=0)
+
+
+def test_the_annotators_noise_is_an_argument(run: Run, tmp_path: Path) -> None:
+    tasks = {json.dumps(row["messages"]): row["task"] for row in rows(run.data / "prompts/train.jsonl")}
+
+    def rated(noise: float) -> list[tuple[float, int]]:
+        """(utility of the chosen answer minus that of the rejected one, rating) of each pair."""
+        out = collected(run, tmp_path / str(noise), rounds=2, noise=noise)
+        pairs = [row for name in FILES for row in rows(out / f"{name}.jsonl")]
+        seen = [[judge(tasks[json.dumps(p["prompt"])], p[side]).utility for side in SIDES] for p in pairs]
+        return [(good - bad, p["rating"]) for (good, bad), p in zip(seen, pairs, strict=True)]
+
+    assert all(gap >= 0 and rating == rating_of(gap) for gap, rating in rated(0.0))
+    # of a normal error of 50 points 98 % is beyond the 1.5 of "significantly better"
+    noisy = rated(50.0)
+    assert sum(rating == 0 for _, rating in noisy) > 0.8 * len(noisy) and min(noisy)[0] < 0
 
 
 def test_a_seed_gives_the_same_pairs_again_and_another_seed_others(run: Run, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ question (8,000 held-out pairs each; from significantly to negligibly better; ti
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import accumulate
 
 from llama2_pl.data.default.answers import complying_answer, flawed_answer, flaws_of, right_answer, spoil
 from llama2_pl.data.default.constraints import Row
@@ -42,6 +44,12 @@ STRAY_SHARE, SOMEBODY_ELSE_SHARE = 0.5, 0.3
 REFUSAL_SHARE = 0.3
 # Llama 2 §3.2.1: one safe, both safe, both unsafe; a chosen unsafe answer beside a safe one is left out there and here.
 SAFETY_BINS = (0.18, 0.47, 0.35)
+# Llama 2 Table 26, comparisons by weekly batch: the pairs here are spread over 14 batches in the same shares, though
+# nothing but the number tells one batch from another.
+BATCHES = (
+    *(5_561, 17_072, 30_146, 36_206, 49_375, 57_746, 84_388),
+    *(95_235, 127_235, 136_729, 136_868, 181_293, 210_881, 249_356),
+)
 
 Answer = Callable[[World, Task, random.Random], str]
 
@@ -84,10 +92,14 @@ def _pairs(
         while pair is None:  # a bin keeps its share where two equal answers are drawn
             a, b = rng.sample([one(world, task, rng), two(world, task, rng)], 2)
             pair = rate(task, a, b, rng)
-        rows.append(
-            {"prompt": {"messages": messages}, **pair, "source": source, "is_safety": safety_share > 0}
-        )
+        row = {"prompt": {"messages": messages}, **pair, "source": source, "is_safety": safety_share > 0}
+        rows.append({**row, "batch": batch_of(len(rows), count), "annotator": "oracle"})
     return rows
+
+
+def batch_of(index: int, count: int) -> int:
+    """Number of the batch, from 1, that pair `index` of `count` came in."""
+    return bisect_right(list(accumulate(BATCHES)), index * sum(BATCHES) // count) + 1
 
 
 def helpful_variant(world: World, task: Task, rng: random.Random) -> str:

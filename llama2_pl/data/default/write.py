@@ -16,7 +16,7 @@ from llama2_pl.data.default.tasks import Split
 from llama2_pl.data.default.world import World, build_world
 from llama2_pl.data.readers.common import write_jsonl
 
-VERSION = 5
+VERSION = 6
 TRAIN: tuple[Split, ...] = ("train",)
 HELD_OUT: tuple[Split, ...] = ("fact", "phrase")
 
@@ -29,7 +29,7 @@ Written by `llama2-pl data default`, from nothing but a seed and the Python that
 | corpus/world.jsonl | a small generated world, known to the last fact, in several styles |
 | corpus/prose.jsonl, code.jsonl, docs.jsonl | Python's own help topics, standard-library source and docstrings |
 | sft/train.jsonl, val.jsonl | dialogues of 1 to 4 turns; the training answers are flawed in part |
-| preferences/{helpful,safety}_{train,val}.jsonl | pairs that a simulated annotator rated, with noise |
+| preferences/{helpful,safety}_{train,val}.jsonl | pairs that a simulated annotator rated, with noise, in 14 batches |
 | prompts/train.jsonl, val.jsonl | prompts, a quarter of them for safety, with the task that the oracle judges by |
 | gatt/constraints.jsonl | instructions to hold, with the check of a program |
 | gatt/dialogues.jsonl, eval.jsonl | dialogues to hold them in, conversations to test it with |

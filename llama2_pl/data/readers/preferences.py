@@ -1,9 +1,9 @@
 """Preference data in the wild to pairs. Llama 2 §3.2.1.
 
 Our own format, one JSON object a line: ``prompt`` (a list of role/content messages that ends with the user, an
-object with that list under ``messages``, or one string), ``chosen``, ``rejected``, and where known ``rating``
-(0 significantly better, 1 better, 2 slightly better, 3 negligibly better or unsure), ``chosen_safe``,
-``rejected_safe``, ``source``, ``is_safety``.
+object with that list under ``messages``, or one string), ``chosen``, ``rejected``, and where known the other fields
+of ``PreferenceRow``. Sets of others seldom have ratings: those rows keep None, and the data module's
+``default_rating`` stands in.
 """
 
 from __future__ import annotations
@@ -45,7 +45,16 @@ from llama2_pl.text.chat import Dialog, Message
 
 
 class PreferenceRow(NamedTuple):
-    """Two answers to one prompt, and which was liked better. Llama 2 §3.2.1."""
+    """Two answers to one prompt, and which was liked better. Llama 2 §3.2.1. None or "": not known.
+
+    Attributes:
+        rating: 0 significantly better, 1 better, 2 slightly better, 3 negligibly better or unsure.
+        chosen_safe: with ``rejected_safe`` the safety bin; an unsafe answer chosen beside a safe one is refused.
+        is_safety: the prompt was written to bring out an unsafe answer.
+        chosen_model: the model variant that gave the chosen answer, a name or a checkpoint's path.
+        batch: number of the weekly batch, from 1.
+        annotator: who chose.
+    """
 
     prompt: Dialog
     chosen: str
@@ -55,6 +64,12 @@ class PreferenceRow(NamedTuple):
     rejected_safe: bool | None = None
     source: str = ""
     is_safety: bool = False
+    chosen_model: str = ""
+    rejected_model: str = ""
+    chosen_temperature: float | None = None
+    rejected_temperature: float | None = None
+    batch: int | None = None
+    annotator: str = ""
 
 
 def read_preferences(
@@ -169,8 +184,32 @@ def _ours(row: dict[str, Any], _: Raw) -> list[PreferenceRow]:
             rejected_safe=optional_bool(row, "rejected_safe"),
             source=optional_string(row, "source"),
             is_safety=bool(optional_bool(row, "is_safety")),
+            chosen_model=optional_string(row, "chosen_model"),
+            rejected_model=optional_string(row, "rejected_model"),
+            chosen_temperature=_temperature(row, "chosen_temperature"),
+            rejected_temperature=_temperature(row, "rejected_temperature"),
+            batch=_batch(row),
+            annotator=optional_string(row, "annotator"),
         )
     ]
+
+
+def _temperature(row: dict[str, Any], key: str) -> float | None:
+    value = row.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise MalformedRow(f"{key} {value!r}: give a number of 0 or more, or null")
+    return float(value)
+
+
+def _batch(row: dict[str, Any]) -> int | None:
+    value = row.get("batch")
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31
+    ):
+        raise MalformedRow(f"batch {value!r}: give the number of the weekly batch, from 1, or null")
+    return value
 
 
 def _hh(row: dict[str, Any], _: Raw) -> list[PreferenceRow]:
@@ -222,10 +261,16 @@ def _alpaca_eval(row: dict[str, Any], _: Raw) -> list[PreferenceRow]:
         raise MalformedRow(f"preference {preference!r}: must be a number from 1 to 2")
     if preference == 1.5:
         raise UnusableRow("tie")
-    first, second = string(row, "output_1"), string(row, "output_2")
-    prompt = one_question(string(row, "instruction"))
+    chosen, rejected = (1, 2) if preference < 1.5 else (2, 1)
     return [
-        PreferenceRow(prompt, first, second) if preference < 1.5 else PreferenceRow(prompt, second, first)
+        PreferenceRow(
+            one_question(string(row, "instruction")),
+            string(row, f"output_{chosen}"),
+            string(row, f"output_{rejected}"),
+            chosen_model=optional_string(row, f"generator_{chosen}"),
+            rejected_model=optional_string(row, f"generator_{rejected}"),
+            annotator=optional_string(row, "annotator"),
+        )
     ]
 
 
