@@ -13,7 +13,7 @@ from pathlib import Path
 
 Files = str | list[str]
 
-VERSION = 1
+VERSION = 2
 """Part of every key: raise it when the content made from the same input changes (chat format, columns)."""
 
 

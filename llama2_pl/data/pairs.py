@@ -24,6 +24,7 @@ Kind = Literal["helpfulness", "safety", "all"]
 POOLS = ("helpful", "safety")
 HELPFUL, SAFETY = 0, 1
 UNRATED = -1
+NO_BATCH = 0
 
 
 class PairFile(NamedTuple):
@@ -38,11 +39,13 @@ class PairFile(NamedTuple):
     """(pairs,) index into the names of sources."""
     pool: np.ndarray
     """(pairs,) 0 from the helpful files, 1 from the safety files."""
+    batch: np.ndarray
+    """(pairs,) number of the weekly batch, from 1; 0 not known."""
 
     @staticmethod
     def open(folder: Path) -> PairFile:
         tokens = TokenFile(folder)
-        return PairFile(tokens, *(tokens.column(name) for name in ("rating", "is_safe", "source", "pool")))
+        return PairFile(tokens, *(tokens.column(name) for name in PairFile._fields[1:]))
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def encode_pairs(
     """
     writer = TokenFileWriter(folder, tokenizer.vocab_size, tokenizer.sha256)
     dropped: Counter[str] = Counter()
-    labels: list[tuple[int, tuple[float, float], int, int]] = []
+    labels: list[tuple[int, tuple[float, float], int, int, int]] = []
     for pool, row in rows:
         try:
             encoded = encode_pair(row, tokenizer, max_len, tags)
@@ -103,13 +106,15 @@ def encode_pairs(
         writer.add(encoded[1])
         rating = UNRATED if row.rating is None else row.rating
         safe = (_number(row.chosen_safe), _number(row.rejected_safe))
-        labels.append((rating, safe, names.setdefault(row.source, len(names)), pool))
-    rating, is_safe, source, pool = zip(*labels, strict=True) if labels else ((), (), (), ())
+        source = names.setdefault(row.source, len(names))
+        labels.append((rating, safe, source, pool, row.batch or NO_BATCH))
+    rating, is_safe, source, pool, batch = zip(*labels, strict=True) if labels else ((), (), (), (), ())
     columns = {
         "rating": np.array(rating, dtype=np.int8),
         "is_safe": np.array(is_safe, dtype=np.float32).reshape(-1, 2),
         "source": np.array(source, dtype=np.int32),
         "pool": np.array(pool, dtype=np.int8),
+        "batch": np.array(batch, dtype=np.int32),
     }
     writer.close(columns=columns)
     return dropped
@@ -143,6 +148,15 @@ def encode_pair(
 
 def _number(label: bool | None) -> float:
     return float("nan") if label is None else float(label)
+
+
+def until(batch: np.ndarray, last: int | None) -> np.ndarray:
+    """(kept,) indices of the pairs of the weekly batches up to `last`, all of them where it is None.
+
+    Llama 2 fig. 6: a reward model after each batch, on all data until then. Pairs without a number count as there
+    from the start, as the open-source sets were (§3.2.2).
+    """
+    return np.arange(len(batch)) if last is None else np.flatnonzero(batch <= last)
 
 
 def choose_pairs(pool: np.ndarray, kind: Kind, seed: int) -> np.ndarray:

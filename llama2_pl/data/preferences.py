@@ -15,7 +15,7 @@ from llama2_pl.data.base import NumberedDataModule, require_positive
 from llama2_pl.data.cache import build_once, describe_files
 from llama2_pl.data.dialogues import opening, refuse_two_validation_sets
 from llama2_pl.data.loader import BatchLoader
-from llama2_pl.data.pairs import POOLS, PairBatches, PairFile, choose_pairs, encode_pairs
+from llama2_pl.data.pairs import POOLS, UNRATED, PairBatches, PairFile, choose_pairs, encode_pairs, until
 from llama2_pl.data.readers import PreferenceRow, read_preferences
 from llama2_pl.data.sampling import RowStream, is_held_out
 from llama2_pl.text.tokenizer import Tokenizer
@@ -25,7 +25,8 @@ class PreferenceDataModule(NumberedDataModule):
     """Reward-model data in the mixes of the two reward models.
 
     Llama 2 §3.2.2: 1 epoch, 512 pairs per batch. Helpfulness: all helpful pairs and as many of the rest, drawn
-    uniformly. Safety: all safety pairs, and helpful ones for a tenth of the mix.
+    uniformly. Safety: all safety pairs, and helpful ones for a tenth of the mix. Where there are too few of the
+    second kind, all of them; ``mix_report``, printed when the data is set up, says which shares came of it.
 
     Contexts that make a row longer than ``max_len`` lose their oldest turns, the same in both rows of a pair; the
     answers stay whole. Pairs that still do not fit, and pairs of two equal texts, are left out and counted.
@@ -42,6 +43,7 @@ class PreferenceDataModule(NumberedDataModule):
         epochs: passes over the mix, in one Lightning epoch.
         default_rating: of pairs without a rating. Our choice: 2, slightly better; open-source sets have no ratings,
             and the margin of a doubtful pair should be small and not zero.
+        until_batch: train on the weekly batches up to this number, and on the pairs without one; None: on all.
         tags: what to do with a message that holds [INST] and the like: "refuse" or "neutralise".
         format: of all files; "auto" tells it from their keys.
         seed: of the draw and of all orders.
@@ -61,6 +63,7 @@ class PreferenceDataModule(NumberedDataModule):
         batch_size: int = 512,
         epochs: int = 1,
         default_rating: int = 2,
+        until_batch: int | None = None,
         tags: Literal["refuse", "neutralise"] = "refuse",
         format: str = "auto",
         seed: int = 0,
@@ -70,7 +73,7 @@ class PreferenceDataModule(NumberedDataModule):
         super().__init__(batch_size, num_workers)
         # Not logged: Lightning raises when model and data have a hyper-parameter of one name and two values.
         self.save_hyperparameters(logger=False)
-        require_positive(max_len=max_len, epochs=epochs)
+        require_positive(max_len=max_len, epochs=epochs, until_batch=until_batch)
         refuse_two_validation_sets(val, val_fraction)
         if default_rating not in range(4):
             raise ValueError(f"data.default_rating is {default_rating}: give 0 (significantly better) to 3")
@@ -82,6 +85,7 @@ class PreferenceDataModule(NumberedDataModule):
         self.max_len = max_len
         self.epochs = epochs
         self.default_rating = default_rating
+        self.until_batch = until_batch
         self.tags: Literal["refuse", "neutralise"] = tags
         self.format = format
         self.seed = seed
@@ -101,19 +105,27 @@ class PreferenceDataModule(NumberedDataModule):
         self._tokenizer_sha256 = tokenizer.sha256
         folder = self._folder(tokenizer)
         parts = {part: PairFile.open(folder / part) for part in ("train", "val")}
-        self._pairs = choose_pairs(parts["train"].pool, self.kind, self.seed)
+        there = until(parts["train"].batch, self.until_batch)
+        self._pairs = there[choose_pairs(parts["train"].pool[there], self.kind, self.seed)]
         names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
         self.sources, self.dropped = names["sources"], names["dropped"]
         self._parts = parts
         rank_zero_info(f"preference pairs: {self.mix_report()}")
 
-    def mix_report(self) -> dict[str, dict[str, Any]]:
-        """Pairs of the mix by pool and by source, their shares, and what was left out of all files."""
+    def mix_report(self) -> dict[str, Any]:
+        """Pairs of the mix by pool and by source and their realised shares, how many of them got the default rating,
+        and what was left out of all files."""
         train = self._parts["train"]
         pools = Counter(POOLS[pool] for pool in train.pool[self._pairs])
         sources = Counter(self.sources[source] for source in train.source[self._pairs])
-        shares = {pool: round(count / len(self._pairs), 4) for pool, count in pools.items()}
-        return {"pairs": dict(pools), "shares": shares, "sources": dict(sources), "dropped": self.dropped}
+        return {
+            "pairs": dict(pools),
+            "shares": _shares(pools),
+            "sources": dict(sources),
+            "source_shares": _shares(sources),
+            "unrated": int((train.rating[self._pairs] == UNRATED).sum()),
+            "dropped": self.dropped,
+        }
 
     def settings(self) -> dict[str, int | str]:
         return {
@@ -121,6 +133,7 @@ class PreferenceDataModule(NumberedDataModule):
             "batch_size": self.batch_size,
             "max_len": self.max_len,
             "kind": self.kind,
+            "until_batch": self.until_batch or 0,
             "tokenizer": self._tokenizer_sha256,
             "pairs": self._parts["train"].tokens.sha256,
         }
@@ -175,3 +188,7 @@ class PreferenceDataModule(NumberedDataModule):
                 for row in read_preferences(path, self.format):
                     if is_held_out(opening(row.prompt), self.val_fraction) == held_out:
                         yield pool, row
+
+
+def _shares(counts: Counter[str]) -> dict[str, float]:
+    return {name: round(count / counts.total(), 4) for name, count in counts.items()}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,38 @@ def test_the_mixes_have_the_papers_shares(make_data: MakeData, kind: str, pools:
     report = make_data(kind=kind).mix_report()
     assert report["pairs"] == pools
     assert report["shares"] == {pool: round(n / sum(pools.values()), 4) for pool, n in pools.items()}
+
+
+def test_the_realised_shares_are_printed(make_data: MakeData, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        data = make_data(kind="safety")
+    # 7 of 67 are helpful: 0.1045; all 40 pairs of the one source and all 20 of the other take part
+    report = {
+        "pairs": {"helpful": 7, "safety": 60},
+        "shares": {"helpful": 0.1045, "safety": 0.8955},
+        "sources": {"meta-helpful": 7, "meta-safety": 40, "open": 20},
+        "source_shares": {"meta-helpful": 0.1045, "meta-safety": 0.597, "open": 0.2985},
+        "unrated": 60,
+        "dropped": {},
+    }
+    assert data.mix_report() == report
+    assert f"preference pairs: {report}" in caplog.text
+
+
+def test_pairs_up_to_a_batch_take_part_and_those_without_one_always(
+    make_data: MakeData, write_rows, sentence
+) -> None:
+    rows = [pair(sentence(i, 3), "a", "b", batch=1 + i // 10, source=str(1 + i // 10)) for i in range(30)]
+    rows += [pair(sentence(i, 3), "a", "b", source="open") for i in range(30, 35)]
+    path = write_rows("batches.jsonl", rows)
+    drawn = {"1": 10, "2": 10, "3": 10, "open": 5}
+    for last, names in ((1, ["1", "open"]), (2, ["1", "2", "open"]), (None, list(drawn))):
+        data = make_data(helpful=path, until_batch=last, kind="all", safety=None)
+        assert data.mix_report()["sources"] == {name: drawn[name] for name in names}
+    # the mix is drawn from what is there: 15 helpful pairs and as many of the 60 others, which have no batch
+    assert make_data(helpful=path, until_batch=1).mix_report()["pairs"] == {"helpful": 15, "safety": 15}
+    with pytest.raises(ValueError, match=r"data.until_batch is 0"):
+        make_data(until_batch=0)
 
 
 def test_the_rest_is_drawn_uniformly_and_by_the_seed() -> None:
