@@ -124,9 +124,13 @@ def score_rollout(
 
 
 def score_rows(model: ScalarModel, rollout: Rollout, batch: int) -> Tensor:
-    """(B,) linear scores of prompt and response, at the last token of each."""
-    parts = zip(rollout.tokens.split(batch), rollout.lengths.split(batch), strict=True)
-    return torch.cat([model.score(tokens, lengths) for tokens, lengths in parts])
+    """(B,) linear scores of prompt and response, at the last token of each; rows of like length are read together."""
+    order = rollout.lengths.argsort()
+    parts = [
+        model.score(rollout.tokens[rows, : int(rollout.lengths[rows].max())], rollout.lengths[rows])
+        for rows in order.split(batch)
+    ]
+    return torch.cat(parts)[order.argsort()]
 
 
 def seeded(*numbers: int) -> torch.Generator:

@@ -121,3 +121,18 @@ def test_it_runs_dry_and_in_bfloat16(config, trainer, make):
     run = trainer(fast_dev_run=True, precision="bf16-mixed")
     run.fit(fresh(config), make.loader([make.pairs()]), make.loader([make.pairs()]))
     assert run.callback_metrics["train/loss"].isfinite() and run.callback_metrics["val/loss"].isfinite()
+
+
+@pytest.mark.parametrize("groups", [2, 3, 4])
+def test_groups_of_like_length_change_neither_scores_nor_gradients(config, make, groups):
+    batch = make.pairs(5, seed=3)
+    whole, parts = fresh(config), fresh(config, length_groups=groups)
+    parts.load_state_dict(whole.state_dict())
+    for module in (whole, parts):
+        module.loss(module(batch.tokens, batch.lengths), batch.rating, batch.is_safe).backward()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            parts(batch.tokens, batch.lengths), whole(batch.tokens, batch.lengths), atol=1e-6, rtol=0
+        )
+    for a, b in zip(parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
