@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llama2_pl.callbacks.common import replacing
+from llama2_pl.files import write_text
 
 
 class Session(NamedTuple):
@@ -68,10 +67,7 @@ def write_sessions(path: Path, stage: str, sessions: Sessions, pue: float, kg_pe
         "kg_per_kwh": kg_per_kwh,
         "sessions": {key: session._asdict() for key, session in sessions.items()},
     }
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        json.dump(ledger, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
+    write_text(path, json.dumps(ledger, indent=1, allow_nan=False))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -39,15 +37,3 @@ def autocast_of(trainer: L.Trainer) -> AbstractContextManager:
     """Autocast as in training; "bf16-true" needs nothing, its context would make the random numbers bf16."""
     plugin = trainer.precision_plugin
     return plugin.forward_context() if isinstance(plugin, MixedPrecision) else nullcontext()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write to, renamed to `path` when all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

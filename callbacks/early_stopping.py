@@ -16,10 +16,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
-from llama2_pl.callbacks.common import attribute, autocast_of, find_language_model, replacing
+from llama2_pl.callbacks.common import attribute, autocast_of, find_language_model
 from llama2_pl.callbacks.held_out import HeldOut, Sampling, fitting_prompts, held_out_rows, look
 from llama2_pl.callbacks.rewards import Reward, check_reward, find_reward
+from llama2_pl.checkpoints.verified import move_checkpoint
 from llama2_pl.data.readers.prompts import PromptRow
+from llama2_pl.files import replacing
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.text.tokenizer import Tokenizer
 
@@ -290,7 +292,7 @@ class HeldOutPromptEarlyStopping(L.Callback):
 def _replace(new: Path, path: Path) -> None:
     """Rename over what is there. A folder, as sharded strategies write, cannot be replaced: the old one steps aside."""
     if not path.is_dir():
-        os.replace(new, path)
+        move_checkpoint(new, path)
         return
     aside = path.with_name(f".{path.name}.old")
     shutil.rmtree(aside, ignore_errors=True)

@@ -13,13 +13,14 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from llama2_pl.callbacks.common import autocast_of, find_language_model, replacing
+from llama2_pl.callbacks.common import autocast_of, find_language_model
 from llama2_pl.callbacks.gatt_build import History, Place, build_dialogues, draw_plan, turns_of
 from llama2_pl.callbacks.gatt_lists import default_constraints
 from llama2_pl.callbacks.gatt_sampling import ChatSampling, chat_sampler, weights_digest
 from llama2_pl.callbacks.rewards import Reward, check_reward, find_reward
 from llama2_pl.data.readers import dialog_to_row, read_dialogues, write_jsonl
 from llama2_pl.data.readers.prompts import PromptRow
+from llama2_pl.files import write_json
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.text.chat import Dialog, Role
 from llama2_pl.text.constraints import read_constraints
@@ -260,8 +261,7 @@ class GhostAttention(L.Callback):
         # without its notes a file is not used, so that old notes never stand beside new dialogues
         self._notes_path().unlink(missing_ok=True)
         write_jsonl(self.out, [dialog_to_row(row) for row in rows])
-        with replacing(self._notes_path()) as temporary:
-            temporary.write_text(json.dumps(made_from, indent=1), encoding="utf-8")
+        write_json(self._notes_path(), made_from)
 
     def _notes_path(self) -> Path:
         return self.out.with_name(f"{self.out.name}.meta.json")

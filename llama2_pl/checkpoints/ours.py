@@ -30,6 +30,7 @@ from llama2_pl.checkpoints.untrusted import (
     read_torch,
     refuse_code,
 )
+from llama2_pl.checkpoints.verified import DamagedCheckpoint, damage
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 
@@ -94,6 +95,8 @@ def _open(path: Path) -> Saved:
         return _open_shards(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; give a .ckpt or a Hugging Face or Meta folder")
+    if (problem := damage(path)) is not None:
+        raise DamagedCheckpoint(f"{problem}; give another checkpoint, or make this one again")
     content = read_torch(path)
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise ValueError(f"{path}: not a Lightning checkpoint (no state_dict and hyper_parameters in it)")

@@ -7,16 +7,19 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 # imported so that short class names (`--model RewardModule`) are known
 import llama2_pl.data
 import llama2_pl.modules  # noqa: F401
+from llama2_pl.checkpoints.verified import VerifiedCheckpointIO
 from llama2_pl.commands.parsing import ShortErrors, restrict_imports, root_of
 
 SIGTERM_STATUS = 128 + 15
@@ -67,6 +70,14 @@ class TrainingCLI(LightningCLI):
             super().instantiate_classes()
         except ValueError as error:
             raise root_of(error) from error
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+        """As Lightning's, with checkpoints that are whole or not at all, unless the config names its own."""
+        plugins = config.get("plugins") or []
+        plugins = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(VerifiedCheckpointIO())
+        return super()._instantiate_trainer({**config, "plugins": plugins}, callbacks)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as given: Lightning lets the checkpoint's hyper-parameters override explicit options."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.batches import PromptBatch
+from llama2_pl.files import write_text
 from llama2_pl.generation.sampler import Rollout, generate, responses
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
@@ -102,7 +102,7 @@ class RejectionSamplingModule(PolicyModule):
         if done is not None:
             return done
         rows = self.answer(batch)
-        write_whole(path, json.dumps({"run": self._run_key, "rows": rows}, ensure_ascii=False))
+        write_text(path, json.dumps({"run": self._run_key, "rows": rows}, ensure_ascii=False))
         return rows
 
     def answer(self, batch: PromptBatch) -> list[dict[str, Any]]:
@@ -195,17 +195,6 @@ def finished_rows(path: Path, key: str, index: list[int]) -> list[dict[str, Any]
     return content["rows"] if same else None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write beside the target and rename: a reader or a kill never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def merge_winners(folder: str | list[str], out: str) -> int:
     """Write the best answer to each prompt as a dialogue to fine-tune on; how many there are.
 
@@ -219,7 +208,7 @@ def merge_winners(folder: str | list[str], out: str) -> int:
     folders = [folder] if isinstance(folder, str) else folder
     dialogues = [_winning_dialogue(row, name) for name in folders for row in read_rows(name)]
     winners = [dialogue for dialogue in dialogues if dialogue is not None]
-    write_whole(Path(out), "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in winners))
+    write_text(out, "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in winners))
     return len(winners)
 
 

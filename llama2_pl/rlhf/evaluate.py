@@ -37,9 +37,9 @@ from llama2_pl.evaluation.reward import (
     unsafe_detection,
 )
 from llama2_pl.evaluation.win_rate import win_rate
+from llama2_pl.files import write_json
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.objectives.reward import combined_reward
-from llama2_pl.rlhf.stages import write_json
 from llama2_pl.text.chat import Dialog, encode_dialog
 from llama2_pl.text.constraints import Constraint, constraint_kept
 from llama2_pl.text.tokenizer import Tokenizer

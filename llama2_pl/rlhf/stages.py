@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llama2_pl import __version__
+from llama2_pl.files import write_json
 
 
 class Stage(NamedTuple):
@@ -74,17 +74,6 @@ def is_done(run: Path, stage: Stage) -> bool:
         and manifest.get("inputs") == {name: fingerprint(name) for name in stage.inputs}
         and manifest.get("outputs") == {name: fingerprint(name) for name in stage.outputs}
     )
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write beside the target and rename, so that a reader or a kill never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def run_stage(run: Path, stage: Stage, execute: Callable[[list[str]], None]) -> float:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 
+from llama2_pl.files import write_bytes
 from llama2_pl.text.proto import specs
 
 # The options of the released model's proto. What is not here has SentencePiece's own default, and that
@@ -221,23 +220,9 @@ def _write_model(model: bytes, out_dir: Path) -> Tokenizer:
     rows = (
         f"{processor.id_to_piece(i)}\t{processor.get_score(i):g}\n" for i in range(processor.get_piece_size())
     )
-    _write_atomically(out_dir / "tokenizer.vocab", "".join(rows).encode("utf-8"))
-    _write_atomically(out_dir / "tokenizer.model", model)
+    write_bytes(out_dir / "tokenizer.vocab", "".join(rows).encode("utf-8"))
+    write_bytes(out_dir / "tokenizer.model", model)
     return Tokenizer(out_dir / "tokenizer.model")
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _check_text(text: str) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+
+from llama2_pl.files import replacing
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -232,21 +232,10 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
     The temporary file stands beside the target, is flushed to disk and then renamed over it.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    count = 0
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            for count, row in enumerate(rows, start=1):
-                file.write(_dumps(row, path, count))
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    path, count = Path(path), 0
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for count, row in enumerate(rows, start=1):
+            file.write(_dumps(row, path, count))
     return count
 
 
