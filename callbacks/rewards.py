@@ -65,10 +65,11 @@ class CheckpointReward(ModelReward):
     def __init__(
         self, helpfulness: str, tokenizer: str, safety: str | None = None, device: str = "cpu"
     ) -> None:
+        words = Tokenizer(tokenizer)
         super().__init__(
-            load_reward_model(helpfulness, device).eval(),
-            None if safety is None else load_reward_model(safety, device).eval(),
-            Tokenizer(tokenizer),
+            load_reward_model(helpfulness, device, words).eval(),
+            None if safety is None else load_reward_model(safety, device, words).eval(),
+            words,
         )
 
 

@@ -51,7 +51,7 @@ def chat(
     """
     words = Tokenizer(tokenizer if tokenizer is not None else find_tokenizer(Path(checkpoint)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_language_model(checkpoint).to(device).eval()
+    model = load_language_model(checkpoint, tokenizer=words).to(device).eval()
     if words.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"{words.path} has {words.vocab_size} pieces and {checkpoint} a vocabulary of {model.config.vocab_size}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,43 +34,60 @@ from llama2_pl.checkpoints.untrusted import (
 from llama2_pl.checkpoints.verified import DamagedCheckpoint, damage
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.text.tokenizer import Tokenizer
 
 
 class Saved(NamedTuple):
     """A checkpoint of ours, opened and not yet read.
 
     Attributes:
+        tokenizer_sha256: of the tokenizer.model it was trained with; None where nobody noted it.
         tensors: of a file; None: a folder of shards, which are read straight into the network.
     """
 
     path: Path
     hyper_parameters: dict[str, Any]
+    tokenizer_sha256: str | None
     shapes: Shapes
     tensors: dict[str, Tensor] | None
 
 
 def load_language_model(
-    path: str | Path, device: str = "cpu", trust_checkpoint: bool = False
+    path: str | Path,
+    device: str = "cpu",
+    trust_checkpoint: bool = False,
+    tokenizer: Tokenizer | None = None,
 ) -> LanguageModel:
     """The language model in a checkpoint of ours (pretraining, SFT, PPO) or a Hugging Face or Meta folder.
 
-    A Meta folder is read with `trust_checkpoint` alone: its files are pickles, see `from_meta`.
+    Args:
+        path: of the checkpoint.
+        device: where the model goes.
+        trust_checkpoint: read a Meta folder at all: its files are pickles, see `from_meta`.
+        tokenizer: refuse a checkpoint that was trained with another one.
     """
     path = Path(path)
-    if (path / "config.json").is_file():
-        return from_hugging_face(path).to(device)
-    if (path / "params.json").is_file():
+    if (path / "config.json").is_file() or (path / "params.json").is_file():
+        if tokenizer is not None and (path / "tokenizer.model").is_file():
+            beside = hashlib.sha256((path / "tokenizer.model").read_bytes()).hexdigest()
+            check_tokenizer(tokenizer, beside, path)
+        if (path / "config.json").is_file():
+            return from_hugging_face(path).to(device)
         return from_meta(path, trust_checkpoint=trust_checkpoint).to(device)
     saved = _open(path)
+    check_tokenizer(tokenizer, saved.tokenizer_sha256, path)
     prefix, key = ("policy.", "policy_backbone")
     if key not in saved.hyper_parameters:
         prefix, key = ("model.", "backbone")
     return _build(LanguageModel, saved, prefix, key).to(device)
 
 
-def load_reward_model(path: str | Path, device: str = "cpu") -> ScalarModel:
-    """The reward model in a checkpoint of ours, or the value network in one of PPO."""
+def load_reward_model(
+    path: str | Path, device: str = "cpu", tokenizer: Tokenizer | None = None
+) -> ScalarModel:
+    """The reward model in a checkpoint of ours, or the value network in one of PPO; see `load_language_model`."""
     saved = _open(Path(path))
+    check_tokenizer(tokenizer, saved.tokenizer_sha256, saved.path)
     prefix, key = ("value.", "value_backbone")
     if key not in saved.hyper_parameters:
         prefix, key = ("model.", "backbone")
@@ -87,7 +105,22 @@ def export_checkpoint(
         tokenizer: the tokenizer.model to put beside the weights, with the chat template.
         trust_checkpoint: read Meta's .pth files, which are pickles; other commands read what this one writes.
     """
-    to_hugging_face(load_language_model(checkpoint, trust_checkpoint=trust_checkpoint), out, tokenizer)
+    words = None if tokenizer is None else Tokenizer(tokenizer)
+    model = load_language_model(checkpoint, trust_checkpoint=trust_checkpoint, tokenizer=words)
+    to_hugging_face(model, out, words)
+
+
+def check_tokenizer(tokenizer: Tokenizer | None, trained_with: str | None, path: Path) -> None:
+    """Raise ValueError where a checkpoint is known to have been trained with another tokenizer.
+
+    Ids mean other pieces to it: it would answer, or score, another text, and no size or shape would tell.
+    """
+    if tokenizer is not None and trained_with not in (None, tokenizer.sha256):
+        raise ValueError(
+            f"{path}: trained with a tokenizer.model of SHA-256 {str(trained_with)[:16]}…, and {tokenizer.path} has "
+            f"{tokenizer.sha256[:16]}…; policy, reference and reward models must share one: give the file it was "
+            "trained with"
+        )
 
 
 def _open(path: Path) -> Saved:
@@ -103,7 +136,7 @@ def _open(path: Path) -> Saved:
     tensors, hyper_parameters = content["state_dict"], content["hyper_parameters"]
     if not isinstance(hyper_parameters, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ValueError(f"{path}: its state_dict or hyper_parameters are not those of a LightningModule")
-    return Saved(path, hyper_parameters, shapes_of(tensors), tensors)
+    return Saved(path, hyper_parameters, content.get("tokenizer_sha256"), shapes_of(tensors), tensors)
 
 
 def _open_shards(path: Path) -> Saved:
@@ -124,7 +157,7 @@ def _open_shards(path: Path) -> Saved:
         for name, entry in stored.items()
         if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
     }
-    return Saved(path, meta["hyper_parameters"], shapes, None)
+    return Saved(path, meta["hyper_parameters"], meta.get("tokenizer_sha256"), shapes, None)
 
 
 def _build(network: type[Network], saved: Saved, prefix: str, key: str) -> Network:

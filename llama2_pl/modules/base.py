@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
@@ -15,6 +16,7 @@ from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.model.parallel import ParallelPlan, parallelize
 from llama2_pl.modules.optimizer import adamw, cosine_schedule, decay_groups, planned_steps
+from llama2_pl.text.tokenizer import Tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -46,6 +48,9 @@ class LlamaModule(L.LightningModule):
     parallel_plan: ParallelPlan | None = None
     """How to shard, checkpoint and compile; a callback may set it in its `setup`, before configure_model."""
 
+    tokenizer: Tokenizer | None = None
+    """That of this run's data, known once a Trainer configures the model; None with loaders of the user's own."""
+
     _networks_built = False
 
     def build_networks(self) -> None:
@@ -55,9 +60,19 @@ class LlamaModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.attached:
             guard_loading(self.trainer.strategy)
+            self.tokenizer = self.find_tokenizer()
         if not self._networks_built:
             self.build_networks()
             self._networks_built = True
+
+    def find_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of the data module, where it names a file."""
+        path = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        return Tokenizer(path) if isinstance(path, (str, Path)) else None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the tokenizer, so that nobody reads the model's ids by another."""
+        checkpoint["tokenizer_sha256"] = None if self.tokenizer is None else self.tokenizer.sha256
 
     @property
     def attached(self) -> bool:

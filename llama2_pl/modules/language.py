@@ -40,7 +40,7 @@ class LanguageModule(LlamaModule):
     def build_networks(self) -> None:
         config, init_from = ModelConfig.of(self.hparams["backbone"]), self.hparams["init_from"]
         if self.attached and init_from is not None:
-            self.model = self.distributed(load_language_model(init_from))
+            self.model = self.distributed(load_language_model(init_from, tokenizer=self.tokenizer))
             check_same_config(config, self.model.config, init_from)
         else:
             self.model = self.fresh(LanguageModel, config)
@@ -86,6 +86,7 @@ class LanguageModule(LlamaModule):
         return self.model(batch.tokens, document_ids=batch.document_ids)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["tokens_seen"] = self._tokens_seen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -47,12 +47,22 @@ class PolicyModule(LlamaModule):
         """Read the frozen models. They come from their files also on resume: checkpoints do not hold them."""
         if self.rewards is None:
             hp = self.hparams
-            safety = hp["safety_reward"]
+            safety, words = hp["safety_reward"], self.find_tokenizer()
             self.rewards = RewardModels(
-                self.frozen(load_reward_model(hp["helpfulness_reward"])),
-                None if safety is None else self.frozen(load_reward_model(safety)),
+                self.frozen(load_reward_model(hp["helpfulness_reward"], tokenizer=words)),
+                None if safety is None else self.frozen(load_reward_model(safety, tokenizer=words)),
             )
-            self.eos_id = Tokenizer(hp["tokenizer"]).eos_id
+            self.tokenizer, self.eos_id = words, words.eos_id
+
+    def find_tokenizer(self) -> Tokenizer:
+        """That of the hyper-parameters, which must be that of the prompts."""
+        tokenizer, prompts = Tokenizer(self.hparams["tokenizer"]), super().find_tokenizer()
+        if prompts is not None and prompts.sha256 != tokenizer.sha256:
+            raise ValueError(
+                f"model.tokenizer {tokenizer.path} and data.tokenizer {prompts.path} are different tokenizers (SHA-256 "
+                f"{tokenizer.sha256[:16]}… and {prompts.sha256[:16]}…): give one of them to both"
+            )
+        return tokenizer
 
     def on_fit_start(self) -> None:
         self.refuse_long_prompts()

@@ -125,7 +125,7 @@ class PPOModule(PolicyModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if not self._reference:
-            reference = load_language_model(self.hparams["policy"])
+            reference = load_language_model(self.hparams["policy"], tokenizer=self.tokenizer)
             self._reference_fingerprint = weights_fingerprint(reference)
             self._reference = (self.frozen(reference),)
 
@@ -139,7 +139,7 @@ class PPOModule(PolicyModule):
             self.policy = self.fresh(LanguageModel, self.saved_config("policy_backbone"))
             self.value = self.fresh(ScalarModel, self.saved_config("value_backbone"))
             return
-        policy = load_language_model(self.hparams["policy"])
+        policy = load_language_model(self.hparams["policy"], tokenizer=self.tokenizer)
         value = self.starting_value(policy)
         self.remember_configs(policy_backbone=policy.config, value_backbone=value.config)
         self.policy, self.value = self.distributed(policy), self.distributed(value)
@@ -148,7 +148,7 @@ class PPOModule(PolicyModule):
         """The value network as value_init says."""
         init = self.hparams["value_init"]
         if init == "helpfulness_reward":
-            return load_reward_model(self.hparams["helpfulness_reward"])
+            return load_reward_model(self.hparams["helpfulness_reward"], tokenizer=self.tokenizer)
         value = with_scalar_head(policy)
         if init == "random":
             value.backbone.reset_parameters()
@@ -314,6 +314,7 @@ class PPOModule(PolicyModule):
         self.log_dict(logged, batch_size=len(experience.tokens), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["ppo"] = {"iteration": self.iteration, "reference": self._reference_fingerprint}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

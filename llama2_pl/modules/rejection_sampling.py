@@ -19,7 +19,6 @@ from llama2_pl.model.heads import LanguageModel
 from llama2_pl.modules.base import plain_arguments
 from llama2_pl.modules.policy import PolicyModule, Scored, seeded, weights_fingerprint
 from llama2_pl.text.tags import strip_control_tags
-from llama2_pl.text.tokenizer import Tokenizer
 
 
 class RejectionSamplingModule(PolicyModule):
@@ -77,7 +76,7 @@ class RejectionSamplingModule(PolicyModule):
         if not self.attached:
             self.policy = self.fresh(LanguageModel, self.saved_config("policy_backbone"))
             return
-        policy = load_language_model(self.hparams["policy"])
+        policy = load_language_model(self.hparams["policy"], tokenizer=self.tokenizer)
         self.remember_configs(policy_backbone=policy.config)
         self.policy = self.distributed(policy)
 
@@ -90,7 +89,6 @@ class RejectionSamplingModule(PolicyModule):
 
     def on_predict_start(self) -> None:
         super().on_predict_start()
-        self._tokenizer = Tokenizer(self.hparams["tokenizer"])
         self._run_key = run_key(dict(self.hparams), weights_fingerprint(self.policy))
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
@@ -143,6 +141,7 @@ class RejectionSamplingModule(PolicyModule):
         )
 
     def _samples(self, rollout: Rollout, scored: Scored, temperature: float) -> list[dict[str, Any]]:
+        assert self.tokenizer is not None
         columns = zip(
             responses(rollout),
             rollout.finished.tolist(),
@@ -151,7 +150,7 @@ class RejectionSamplingModule(PolicyModule):
         )
         return [
             {
-                "text": self._tokenizer.decode(ids).strip(),
+                "text": self.tokenizer.decode(ids).strip(),
                 "ids": ids,
                 "temperature": temperature,
                 "finished": finished,

@@ -69,7 +69,7 @@ class RewardModule(LlamaModule):
     def build_networks(self) -> None:
         config, init_from = ModelConfig.of(self.hparams["backbone"]), self.hparams["init_from"]
         if self.attached and init_from is not None:
-            chat = load_language_model(init_from)
+            chat = load_language_model(init_from, tokenizer=self.tokenizer)
             check_same_config(config, chat.config, init_from)
             self.model = self.distributed(with_scalar_head(chat))
         else:

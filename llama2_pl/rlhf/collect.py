@@ -133,7 +133,7 @@ def _sample_sides(
     seed: int,
 ) -> Iterator[tuple[_Side, _Side]]:
     """For each round the answers of side A and of side B, every side with its own model variant and temperature."""
-    models = [load_language_model(path).to(torch.float32).eval() for path in policies]
+    models = [load_language_model(path, tokenizer=tokenizer).to(torch.float32).eval() for path in policies]
     dialogs = [dialog_of(row) for row in rows]
     for turn in range(rounds):
         sides = []

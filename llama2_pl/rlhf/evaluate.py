@@ -116,8 +116,9 @@ def evaluate(
         seed: of all sampling.
         about: a sentence for the report's head.
     """
-    networks = {name: load_language_model(path).eval() for name, path in models.items()}
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer)
+    words = judges.tokenizer
+    networks = {name: load_language_model(path, tokenizer=words).eval() for name, path in models.items()}
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
     first = next(iter(networks.values()))
     asked = prompts_that_fit(prompts, limit, judges.tokenizer, room_for_prompt(first, max_new_tokens))
@@ -168,8 +169,9 @@ class Speaker(NamedTuple):
 
 def load_judges(helpfulness_reward: str, safety_reward: str, tokenizer: str) -> Judges:
     """Both reward models from their checkpoints."""
-    helpfulness, safety = (load_reward_model(path).eval() for path in (helpfulness_reward, safety_reward))
-    return Judges(helpfulness, safety, Tokenizer(tokenizer))
+    words, paths = Tokenizer(tokenizer), (helpfulness_reward, safety_reward)
+    helpfulness, safety = (load_reward_model(path, tokenizer=words).eval() for path in paths)
+    return Judges(helpfulness, safety, words)
 
 
 def ghost_attention(
@@ -181,7 +183,7 @@ def ghost_attention(
     held = read_cases(cases)
     by_model = {
         name: persistence(
-            load_language_model(path).eval(),
+            load_language_model(path, tokenizer=speak.tokenizer).eval(),
             speak.tokenizer,
             held,
             turns=turns,

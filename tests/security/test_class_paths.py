@@ -91,7 +91,7 @@ def test_a_config_cannot_name_foreign_code(
     assert "is not allowed" in message or "LLAMA2_PL_ALLOW_IMPORTS" in message, message
 
 
-@pytest.mark.parametrize(("option", "path"), product(OPTIONS, PATHS[:1]))
+@pytest.mark.parametrize(("option", "path"), [*product(OPTIONS, PATHS[:1])])
 def test_an_option_cannot_name_foreign_code(
     option: str, path: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
