@@ -117,11 +117,10 @@ def evaluate(
         about: a sentence for the report's head.
     """
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer)
-    words = judges.tokenizer
+    speak = Speaker(words := judges.tokenizer, max_new_tokens, seed)
     networks = {name: load_language_model(path, tokenizer=words).eval() for name, path in models.items()}
-    speak = Speaker(judges.tokenizer, max_new_tokens, seed)
-    first = next(iter(networks.values()))
-    asked = prompts_that_fit(prompts, limit, judges.tokenizer, room_for_prompt(first, max_new_tokens))
+    room = room_for_prompt(next(iter(networks.values())), max_new_tokens)
+    asked = prompts_that_fit(prompts, limit, words, room)
     results = {"about": about} | compare_models(networks, asked, judges, speak, answers_per_prompt)
     if sampler in networks:
         few = asked[:best_of_n_prompts]
