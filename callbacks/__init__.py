@@ -4,6 +4,7 @@ from llama2_pl.callbacks.carbon import CarbonFootprint, carbon_kg, table_2
 from llama2_pl.callbacks.doctor import PPODoctor
 from llama2_pl.callbacks.early_stopping import HeldOutPromptEarlyStopping
 from llama2_pl.callbacks.ghost_attention import GhostAttention
+from llama2_pl.callbacks.preemption import PreemptionCheckpoint
 from llama2_pl.callbacks.rewards import CheckpointReward, OracleReward
 from llama2_pl.callbacks.strategy import FSDPStrategySelector, select_strategy
 from llama2_pl.callbacks.strategy_plan import Plan, choose_plan
@@ -17,6 +18,7 @@ __all__ = [
     "OracleReward",
     "PPODoctor",
     "Plan",
+    "PreemptionCheckpoint",
     "carbon_kg",
     "choose_plan",
     "select_strategy",

@@ -1,0 +1,122 @@
+"""PreemptionCheckpoint: a signal saves a checkpoint at the next step boundary, and the process ends with 143."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+
+class PreemptionCheckpoint(L.Callback):
+    """Ends a training that is told to go: saves at the next step boundary, on all ranks, and raises SIGTERMException.
+
+    Lightning alone saves nothing on SIGTERM, hangs where only a rank other than 0 gets it, and on SLURM saves inside
+    the signal handler, in the middle of a step. Here a signal sets a flag; between two optimizer steps (for PPO, two
+    iterations) the ranks agree, save `last.ckpt` and leave. Under `llama2-pl fit` the exit status is 143, and
+    `--ckpt_path last` goes on from there exactly.
+
+    Args:
+        dirpath: folder of last.ckpt; by default that of the ModelCheckpoint, else the trainer's default_root_dir.
+        requeue: under SLURM, put the job back into the queue (`scontrol requeue`).
+        every_n_steps: the ranks of several processes ask each other so often; our choice 10, since each time waits
+            for all of them. One process looks after every step.
+        signals: names of the signals that end the training.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        requeue: bool = True,
+        every_n_steps: int = 10,
+        signals: tuple[str, ...] = ("SIGTERM", "SIGUSR1"),
+    ) -> None:
+        super().__init__()
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps is {every_n_steps}; it must be at least 1")
+        unknown = [name for name in signals if name not in signal.Signals.__members__]
+        if unknown:
+            raise ValueError(f"signals: {unknown[0]!r} is no signal of this system; SIGTERM is one")
+        self.dirpath = dirpath
+        self.requeue = requeue
+        self.every_n_steps = every_n_steps
+        self.signals = [signal.Signals[name] for name in signals]
+        self.received = ""
+        """The name of the signal that came; empty where none did."""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After Lightning has put its handlers there, which may act in the middle of a step: ours stand instead."""
+        self.received = ""
+        if threading.current_thread() is not threading.main_thread():
+            rank_zero_warn("PreemptionCheckpoint hears no signal: training does not run in the main thread")
+            return
+        self._before = {number: signal.signal(number, self._hear) for number in self.signals}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        window = trainer.accumulate_grad_batches
+        if (batch_idx + 1) % window and not trainer.is_last_batch:
+            return
+        alone = trainer.world_size == 1
+        if not alone and ((batch_idx + 1) // window) % self.every_n_steps and not trainer.is_last_batch:
+            return
+        heard = bool(self.received)
+        if heard if alone else trainer.strategy.reduce_boolean_decision(heard, all=False):
+            self._leave(trainer)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        for number, handler in self._before.items():
+            if handler is not None and signal.getsignal(number) == self._hear:
+                signal.signal(number, handler)
+        self._before = {}
+
+    def _hear(self, number: int, frame: Any) -> None:
+        """Nothing but a note: a handler runs between any two instructions."""
+        self.received = signal.Signals(number).name
+
+    def _leave(self, trainer: L.Trainer) -> None:
+        path = self._folder(trainer) / "last.ckpt"
+        trainer.save_checkpoint(path)
+        rank_zero_info(
+            f"{self.received or 'a signal to another rank'}: saved {path}; go on with\n  {restart()}"
+        )
+        if self.requeue and trainer.is_global_zero and (job := slurm_job()):
+            done = subprocess.run(["scontrol", "requeue", job], check=False)
+            rank_zero_info(f"scontrol requeue {job}: status {done.returncode}")
+        trainer.strategy.barrier("preemption")
+        raise SIGTERMException
+
+    def _folder(self, trainer: L.Trainer) -> Path:
+        if self.dirpath is not None:
+            return Path(self.dirpath)
+        saver = next((c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)  # type: ignore[attr-defined]
+        return Path((saver.dirpath if saver else None) or trainer.default_root_dir)
+
+
+def restart() -> str:
+    """The command of this process, with `--ckpt_path last` where it is a `fit`."""
+    words = [*(["llama2-pl"] if sys.argv[:1] and "llama2" in sys.argv[0] else sys.argv[:1]), *sys.argv[1:]]
+    if "fit" in words and not any(word.startswith("--ckpt_path") for word in words):
+        words += ["--ckpt_path", "last"]
+    return shlex.join(words)
+
+
+def slurm_job() -> str | None:
+    """The id of this SLURM job, of an array as scontrol wants it; None elsewhere."""
+    job, array, task = (
+        os.environ.get(f"SLURM_{name}") for name in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID")
+    )
+    found = f"{array}_{task}" if array and task else job
+    return found if found and re.fullmatch(r"\d+(_\d+)?", found) else None
