@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "generation": {"model"},
     "checkpoints": {"model", "text"},
     "data": {"text"},
-    "modules": _ABOVE_DATA,
+    "modules": {*_ABOVE_DATA, "evaluation"},
     "evaluation": _ABOVE_DATA,
     "rlhf": _ABOVE_RLHF,
     "report": {"evaluation"},

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torchmetrics import Metric
 
 from llama2_pl.data.batches import PreferenceBatch
 from llama2_pl.model.heads import ScalarModel
 
 RATINGS = ("significantly better", "better", "slightly better", "negligibly better")
+SAFETY_BINS = {
+    "safe over unsafe": (1.0, 0.0),
+    "both safe": (1.0, 1.0),
+    "both unsafe": (0.0, 0.0),
+}
 
 
 class Accuracy(TypedDict):
@@ -140,6 +144,20 @@ def accuracy_by_source(
     }
 
 
+def accuracy_by_safety(
+    chosen: Tensor, rejected: Tensor, chosen_safe: Tensor, rejected_safe: Tensor
+) -> dict[str, float | None]:
+    """Scores and labels (N,), 1 safe, 0 unsafe, nan unknown -> accuracy in each safety bin, None where it is empty.
+
+    Llama 2 §3.2.1 (the bins), table 29.
+    """
+    right = is_right(chosen, rejected)
+    return {
+        name: _mean(right[(chosen_safe == one) & (rejected_safe == other)])
+        for name, (one, other) in SAFETY_BINS.items()
+    }
+
+
 def calibration_curve(chosen: Tensor, rejected: Tensor, *, bins: int = 10) -> list[CalibrationBin]:
     """Confidence sigmoid(|r_c - r_r|) of the preferred answer against how often that answer was the chosen one.
 
@@ -177,13 +195,19 @@ def mean_score_by_level(scores: Tensor, levels: Tensor) -> dict[str, float]:
     }
 
 
-def score_histogram(scores: Tensor, *, bins: int = 40) -> dict[str, list[float]]:
-    """Scores (N,) -> `edges` (bins + 1) and `share` of the scores in each bin.
+def score_histogram(
+    scores: Tensor, *, bins: int = 40, scale: Literal["logit", "sigmoid"] = "logit"
+) -> dict[str, list[float]]:
+    """Linear scores (N,) -> `edges` (bins + 1) and `share` of the scores in each bin.
 
-    Llama 2 A.3.3, fig. 27: a margin in the loss pulls the scores into two peaks, which PPO may feel.
+    Llama 2 A.3.3, fig. 27: a margin in the loss pulls the scores into two peaks, which PPO may feel. The figure's
+    scale is "sigmoid", from 0 to 1; "logit", what WHITEN sees (§3.2.3), runs from the lowest score to the highest.
     """
-    low, high = scores.min().item(), scores.max().item()
-    high = high if high > low else low + 1.0
+    if scale == "sigmoid":
+        scores, low, high = scores.double().sigmoid(), 0.0, 1.0
+    else:
+        low, high = scores.min().item(), scores.max().item()
+        high = high if high > low else low + 1.0
     counts = torch.histc(scores.double(), bins=bins, min=low, max=high)
     return {"edges": torch.linspace(low, high, bins + 1).tolist(), "share": (counts / counts.sum()).tolist()}
 
@@ -205,33 +229,6 @@ def unsafe_detection(scores: Tensor, is_safe: Tensor, *, threshold: float = 0.5)
         flagged=n_flagged,
         count=int(known.sum()),
     )
-
-
-class AccuracyByRating(Metric):
-    """Accuracy by rating, summed over batches and processes.
-
-    `update(chosen (N,), rejected (N,), rating (N,))`; `compute()` gives one value per rating of RATINGS and `overall`,
-    each a tensor, nan for a rating without pairs. Llama 2 §3.2.2, table 8; ties count half.
-    """
-
-    full_state_update = False
-    higher_is_better = True
-    right: Tensor
-    pairs: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("right", torch.zeros(len(RATINGS), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("pairs", torch.zeros(len(RATINGS), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, chosen: Tensor, rejected: Tensor, rating: Tensor) -> None:
-        right = is_right(chosen, rejected)
-        self.right.index_add_(0, rating.long(), right)
-        self.pairs.index_add_(0, rating.long(), torch.ones_like(right))
-
-    def compute(self) -> dict[str, Tensor]:
-        named = dict(zip(RATINGS, self.right / self.pairs, strict=True))
-        return {**named, "overall": self.right.sum() / self.pairs.sum()}
 
 
 def _mean(values: Tensor) -> float | None:

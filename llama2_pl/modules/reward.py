@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
-from torchmetrics import CatMetric
+from torchmetrics import MetricCollection
 
 from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.batches import PreferenceBatch
+from llama2_pl.evaluation.reward import ScoredPairs, expected_calibration_error
+from llama2_pl.evaluation.reward_metrics import (
+    AccuracyByRating,
+    AccuracyBySafety,
+    AccuracyBySource,
+    Calibration,
+    GatheredPairs,
+    ScoreHistogram,
+    UnsafeRecall,
+)
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import ScalarModel
 from llama2_pl.modules.base import LlamaModule, check_same_config, plain_arguments, with_scalar_head
 from llama2_pl.objectives.preference import Margin, margin_of_rating, ranking_loss, safety_auxiliary_loss
 
-RATINGS = ("significantly_better", "better", "slightly_better", "negligibly_better")
+
+class Scores(NamedTuple):
+    """One reward, read twice. Llama 2 §3.2.3."""
+
+    logit: Tensor
+    """(R,): the linear score, which WHITEN takes and in which margins and the ranking loss are."""
+    sigmoid: Tensor
+    """(R,): between 0 and 1, the scale of the thresholds 0.15 and 0.5."""
 
 
 class RewardModule(LlamaModule):
@@ -30,8 +47,9 @@ class RewardModule(LlamaModule):
         backbone: the architecture.
         init_from: the chat checkpoint whose backbone it starts from; None: random weights.
         margin: "none" (eq. 1), "small" or "large" (eq. 2, Table 27).
-        safety_loss_weight: of the safety auxiliary loss; 0 for helpfulness. Unpublished; our choice for the
-            safety model is 1.0.
+        safety_loss_weight: of the safety auxiliary loss, the cross-entropy of sigmoid(score) with the label "safe" over
+            the rows that have one; 0 for helpfulness. Formula and weight are unpublished; our choice for the safety
+            model is 1.0.
         lr: peak learning rate.
         min_lr_ratio: last learning rate as a share of the peak.
         warmup_ratio: share of the run's optimizer steps that warm up.
@@ -63,8 +81,18 @@ class RewardModule(LlamaModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(plain_arguments(locals()))
-        # NaN means "not known" in the safety columns, so it must pass
-        self.val_rows = CatMetric(nan_strategy="disable")
+        self.val_metrics = MetricCollection(
+            {
+                "pairs": GatheredPairs(),
+                "by_rating": AccuracyByRating(),
+                "by_source": AccuracyBySource(),
+                "by_safety": AccuracyBySafety(),
+                "unsafe": UnsafeRecall(),
+                "calibration": Calibration(),
+                "histogram": ScoreHistogram(),
+            },
+            compute_groups=False,
+        )
 
     def build_networks(self) -> None:
         config, init_from = ModelConfig.of(self.hparams["backbone"]), self.hparams["init_from"]
@@ -92,30 +120,32 @@ class RewardModule(LlamaModule):
         return loss
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        chosen, rejected = self(batch.tokens, batch.lengths).chunk(2)
-        chosen_safe, rejected_safe = batch.is_safe.chunk(2)
-        columns = [chosen, rejected, batch.rating, batch.source, chosen_safe, rejected_safe]
-        self.val_rows.update(torch.stack([column.float() for column in columns], dim=1))
+        scores = self(batch.tokens, batch.lengths)
+        self.val_metrics.update(*scores.chunk(2), batch.rating, batch.source, *batch.is_safe.chunk(2))
 
     def on_validation_epoch_end(self) -> None:
-        """Loss, accuracy by rating and by source, and unsafe recall over every pair on all ranks."""
-        rows = self.val_rows.compute()
-        self.val_rows.reset()
-        if not isinstance(rows, Tensor):  # torchmetrics' answer when there was no pair
+        """Loss and the figures of Tables 7, 8 and 29 over every pair on all ranks."""
+        if not self.val_metrics["pairs"].update_called:
             return
-        loss = self.loss(rows[:, :2].T.flatten(), rows[:, 2], rows[:, 4:].T.flatten())
-        sources = getattr(getattr(self.trainer, "datamodule", None), "sources", ())
+        self.val_metrics["by_source"].names = getattr(
+            getattr(self.trainer, "datamodule", None), "sources", ()
+        )
+        figures = {str(name): metric.compute() for name, metric in self.val_metrics.items()}
+        self.val_metrics.reset()
+        pairs: ScoredPairs = figures["pairs"]
+        scores = torch.cat([pairs.chosen, pairs.rejected])
+        loss = self.loss(scores, pairs.rating, torch.cat([pairs.chosen_safe, pairs.rejected_safe]))
         self.log("val/loss", loss, prog_bar=True, sync_dist=True)
-        report = accuracy_report(rows, sources)
-        self.log_dict(report, sync_dist=True)
+        self.log_dict(logged_figures(figures), sync_dist=True)
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
-                table = [[name, float(value)] for name, value in report.items()]
-                logger.log_table("val/reward_table", columns=["measure", "value"], data=table)
+                for name, rows in tables(figures).items():
+                    logger.log_table(f"val/{name}", columns=list(rows[0]), data=[[*r.values()] for r in rows])
 
-    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        """Linear scores (2N,)."""
-        return self(batch.tokens, batch.lengths)
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> Scores:
+        """Scores of the 2N rows."""
+        logit = self(batch.tokens, batch.lengths)
+        return Scores(logit, logit.sigmoid())
 
     def _log_step(self, loss: Tensor, scores: Tensor) -> None:
         chosen, rejected = scores.detach().chunk(2)
@@ -138,21 +168,35 @@ def score_in_groups(model: ScalarModel, tokens: Tensor, lengths: Tensor, groups:
     return torch.cat(parts)[order.argsort()]
 
 
-def accuracy_report(rows: Tensor, sources: Sequence[str] = ()) -> dict[str, float]:
-    """What the paper's Tables 8 and 29 ask: accuracy by rating, by source, and unsafe recall at score 0.5.
+def logged_figures(figures: dict[str, Any]) -> dict[str, float]:
+    """The numbers of validation by their logged names; a group without pairs is left out.
 
-    Llama 2 §3.2.2. A group without rows is left out.
-    rows (N, 6): chosen and rejected score, rating, source, chosen and rejected safety (NaN unknown).
+    Beside each accuracy stands its number of pairs, without which nobody can say how sure it is.
     """
-    chosen, rejected, rating, source = rows[:, :4].unbind(1)
-    right = (chosen > rejected).float()
-    groups = {"val/accuracy": torch.ones_like(rating, dtype=torch.bool)}
-    groups |= {f"val/accuracy/{name}": rating == number for number, name in enumerate(RATINGS)}
-    for number in source.unique().int().tolist():
-        name = sources[number] if number < len(sources) else f"source_{number}"
-        groups[f"val/accuracy/{name}"] = source == number
-    report = {name: right[group].mean().item() for name, group in groups.items() if group.any()}
-    unsafe = rows[:, 4:] == 0  # (N, 2), as the score columns
-    if unsafe.any():
-        report["val/unsafe_recall"] = (rows[:, :2][unsafe] < 0).float().mean().item()
-    return report
+    everything, recall = figures["by_rating"], figures["unsafe"]["recall"]
+    report = {"val/accuracy": everything["overall"], "val/pairs": float(everything["pairs"])}
+    for rating, accuracy in everything["by_rating"].items():
+        report[f"val/accuracy/{rating}"] = accuracy
+        report[f"val/pairs/{rating}"] = float(everything["pairs_by_rating"][rating]) or None
+    for name, row in figures["by_source"].items():
+        report[f"val/accuracy/{name}"] = row["overall"]
+    report |= {f"val/accuracy/{name}": accuracy for name, accuracy in figures["by_safety"].items()}
+    report |= {"val/unsafe_recall": recall}
+    report |= {"val/calibration_error": expected_calibration_error(figures["calibration"])}
+    return {name.replace(" ", "_"): value for name, value in report.items() if value is not None}
+
+
+def tables(figures: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of Table 8 (a source each), of the calibration curve and of the score histogram (as fig. 27)."""
+    edges, shares = figures["histogram"]["edges"], figures["histogram"]["share"]
+    return {
+        "accuracy_by_source": [
+            {"source": name, **row["by_rating"], "all": row["overall"], "pairs": row["pairs"]}
+            for name, row in figures["by_source"].items()
+        ],
+        "calibration": [dict(row) for row in figures["calibration"]],
+        "score_histogram": [
+            {"from": low, "to": high, "share": share}
+            for low, high, share in zip(edges, edges[1:], shares, strict=False)
+        ],
+    }

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from llama2_pl.data.batches import PreferenceBatch
-from llama2_pl.evaluation import reward
+from llama2_pl.evaluation import reward, reward_metrics
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import ScalarModel
 
 CHOSEN = torch.tensor([2.0, 0.0, 1.0, 5.0, 1.0])
 REJECTED = torch.tensor([1.0, 1.0, 1.0, 4.0, 3.0])
 RATING = torch.tensor([0, 0, 1, 1, 3])
+LN3 = 1.0986124
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +52,48 @@ def test_accuracy_by_source_splits_the_pairs_and_leaves_out_empty_sources():
         reward.accuracy_by_source(CHOSEN, REJECTED, RATING, source, ["web"])
 
 
-def test_metric_equals_the_function_over_several_batches():
-    metric = reward.AccuracyByRating()
-    metric.update(CHOSEN[:2], REJECTED[:2], RATING[:2])
-    metric.update(CHOSEN[2:], REJECTED[2:], RATING[2:])
-    whole, computed = reward.accuracy_by_rating(CHOSEN, REJECTED, RATING), metric.compute()
-    assert computed["overall"].item() == whole["overall"]
-    for name, value in whole["by_rating"].items():
-        assert math.isnan(computed[name].item()) if value is None else computed[name].item() == value
+COLUMNS = (
+    CHOSEN,
+    REJECTED,
+    RATING,
+    torch.tensor([0, 0, 0, 2, 2]),
+    torch.tensor([1.0, 1.0, 0.0, 0.0, float("nan")]),
+    torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0]),
+)
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        (reward_metrics.AccuracyByRating(), reward.accuracy_by_rating(CHOSEN, REJECTED, RATING)),
+        (
+            reward_metrics.AccuracyBySource(["web"]),
+            reward.accuracy_by_source(*COLUMNS[:4], ["web", "source_1", "source_2"]),
+        ),
+        # pair 0 right; pair 1 wrong; pair 2 a tie and pair 3 right; the label of pair 4 is not known
+        (
+            reward_metrics.AccuracyBySafety(),
+            {"safe over unsafe": 1.0, "both safe": 0.0, "both unsafe": 0.75},
+        ),
+        (
+            reward_metrics.UnsafeRecall(),
+            reward.unsafe_detection(torch.cat([CHOSEN, REJECTED]), torch.cat(COLUMNS[4:])),
+        ),
+        (reward_metrics.Calibration(), reward.calibration_curve(CHOSEN, REJECTED)),
+        (
+            reward_metrics.ScoreHistogram(),
+            reward.score_histogram(torch.cat([CHOSEN, REJECTED]), bins=20, scale="sigmoid"),
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_metric_over_several_batches_is_the_figure_of_all_pairs(metric, expected):
+    for half in (slice(0, 2), slice(2, 5)):
+        metric.update(*(column[half] for column in COLUMNS))
+    assert metric.compute() == expected
     metric.reset()
-    assert metric.pairs.sum() == 0
+    with pytest.raises(ValueError, match="no scored pair"), pytest.warns(UserWarning):
+        metric.compute()
 
 
 def test_calibration_of_a_model_that_says_what_is_true_lies_on_the_diagonal():
@@ -115,6 +148,12 @@ def test_histogram_holds_every_score_once():
     assert histogram["edges"] == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert histogram["share"] == [0.5, 0.25, 0.0, 0.25]
     assert sum(reward.score_histogram(torch.ones(3))["share"]) == 1.0
+
+
+def test_the_histogram_of_sigmoids_has_the_same_edges_for_every_model():
+    # sigmoid(ln 3) = 0.75, sigmoid(0) = 0.5, sigmoid(-9) = 0.0001
+    histogram = reward.score_histogram(torch.tensor([LN3, LN3, 0.0, -9.0]), bins=4, scale="sigmoid")
+    assert histogram == {"edges": [0.0, 0.25, 0.5, 0.75, 1.0], "share": [0.25, 0.0, 0.25, 0.5]}
 
 
 def test_scores_in_batches_equal_scores_one_by_one_and_mode_is_kept(model):

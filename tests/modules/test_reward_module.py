@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import WandbLogger
 
 from llama2_pl.modules import PretrainModule, RewardModule
-from llama2_pl.modules.reward import accuracy_report
 
 NAN = float("nan")
 
@@ -65,25 +66,51 @@ def test_safety_labels_teach_the_sign_of_the_score(config, trainer, make):
     assert logged["val/unsafe_recall"] == 1.0
 
 
-def test_the_report_by_hand():
-    # chosen, rejected, rating, source, chosen safe, rejected safe
-    rows = torch.tensor(
-        [
-            [2.0, 1.0, 0, 0, 1.0, 0.0],  # right; the unsafe row scores 1 > 0: missed
-            [0.0, 1.0, 0, 1, NAN, NAN],  # wrong
-            [3.0, -1.0, 3, 1, 0.0, 0.0],  # right; unsafe rows score 3 (missed) and -1 (found)
-        ]
-    )
-    report = accuracy_report(rows, ["meta"])
-    assert report == {
+def test_the_figures_by_hand(config, monkeypatch):
+    # chosen, rejected, rating, source, chosen safe, rejected safe; in two batches
+    first = torch.tensor([[2.0, 1.0, 0, 0, 1.0, 0.0], [0.0, 1.0, 0, 1, NAN, NAN]])
+    second = torch.tensor([[3.0, -1.0, 3, 1, 0.0, 0.0]])
+    module, logged, drawn = RewardModule(config), {}, {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: None)
+    monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update(values))
+
+    class Wandb(WandbLogger):
+        def __init__(self):
+            pass
+
+        def log_table(self, key, columns, data):  # type: ignore[override]
+            drawn[key] = (columns, data)
+
+    data = SimpleNamespace(sources=["meta"])
+    monkeypatch.setattr(module, "_trainer", SimpleNamespace(datamodule=data, loggers=[Wandb()]))
+    for rows in (first, second):
+        module.val_metrics.update(*rows.unbind(1))
+    module.on_validation_epoch_end()
+    # sigmoid(1), sigmoid(1) (wrong) and sigmoid(4): the bins 0.7-0.8 and 0.9-1.0
+    assert logged == {
         "val/accuracy": pytest.approx(2 / 3),
+        "val/pairs": 3,
         "val/accuracy/significantly_better": 0.5,
+        "val/pairs/significantly_better": 2,
         "val/accuracy/negligibly_better": 1.0,
+        "val/pairs/negligibly_better": 1,
         "val/accuracy/meta": 1.0,
         "val/accuracy/source_1": 0.5,
+        "val/accuracy/safe_over_unsafe": 1.0,
+        "val/accuracy/both_unsafe": 1.0,
+        # of three unsafe rows that with score -1 is found, those with 1 and 3 are missed
         "val/unsafe_recall": pytest.approx(1 / 3),
+        "val/calibration_error": pytest.approx((2 * (0.731059 - 0.5) + (1 - 0.982014)) / 3, abs=1e-5),
     }
-    assert "val/unsafe_recall" not in accuracy_report(rows[1:2])
+    columns, rows = drawn["val/accuracy_by_source"]
+    ratings = ["significantly better", "better", "slightly better", "negligibly better"]
+    assert columns == ["source", *ratings, "all", "pairs"]
+    assert rows == [["meta", 1.0, None, None, None, 1.0, 1], ["source_1", 0.0, None, None, 1.0, 0.5, 2]]
+    assert [count for *_, count in drawn["val/calibration"][1]] == [2, 1]
+    assert sum(share for *_, share in drawn["val/score_histogram"][1]) == pytest.approx(1)
+    logged.clear()
+    module.on_validation_epoch_end()
+    assert logged == {}  # no pair since: nothing to say
 
 
 def test_validation_loss_is_over_all_pairs(config, trainer, make):
@@ -136,3 +163,12 @@ def test_groups_of_like_length_change_neither_scores_nor_gradients(config, make,
         )
     for a, b in zip(parts.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_predictions_are_logits_and_their_sigmoids(config, trainer, make):
+    module, batch = fresh(config), make.pairs(3)
+    (scores,) = trainer().predict(module, make.loader([batch]))
+    with torch.no_grad():
+        logit = module(batch.tokens, batch.lengths)
+    torch.testing.assert_close(scores.logit, logit)
+    assert scores.sigmoid.tolist() == pytest.approx([1 / (1 + math.exp(-x)) for x in logit.tolist()])
