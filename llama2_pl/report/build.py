@@ -7,6 +7,7 @@ from pathlib import Path
 from llama2_pl.report import figures, page
 from llama2_pl.report.doctor import doctor
 from llama2_pl.report.metrics import read_curve, read_json
+from llama2_pl.report.rewards import reward_models, scaling
 
 NAMES = {
     "sft": "SFT",
@@ -32,7 +33,8 @@ def build_report(run: str = "runs/demo", out: str | None = None) -> str:
     sections = [
         _opening(folder, results),
         _training(folder),
-        _reward_models(results),
+        reward_models(results),
+        scaling(folder),
         _rejection_sampling(results),
         _ppo(folder),
         doctor(folder / "ppo"),
@@ -117,34 +119,6 @@ def _training(run: Path) -> str:
         if parts
         else ""
     )
-
-
-def _reward_models(results: dict) -> str:
-    accuracy = results.get("reward_accuracy")
-    if not accuracy:
-        return ""
-    head = ["reward model", *figures.RATINGS, "all", "pairs"]
-    lines = [
-        [name, *(row["by_rating"].get(rating) for rating in figures.RATINGS), row["overall"], row["pairs"]]
-        for name, row in accuracy.items()
-    ]
-    charts = [
-        page.figure(
-            figures.calibration(row["calibration"]),
-            f"Calibration of the {name} model on held-out pairs; pairs per point beside it.",
-        )
-        for name, row in accuracy.items()
-        if row.get("calibration")
-    ]
-    recall = results.get("unsafe_recall")
-    note = (
-        f" The safety model finds {recall['mean']:.1%} of the unsafe answers at score 0.5." if recall else ""
-    )
-    lead = (
-        "Accuracy on held-out pairs by the annotator's rating (as Table 8): it should fall from left to right."
-        + note
-    )
-    return page.section("Reward models", lead, page.table(head, lines), page.row(*charts))
 
 
 def _rejection_sampling(results: dict) -> str:

@@ -125,6 +125,19 @@ def calibration(rows: list[dict]) -> str:
     return _draw(paint, width=4.2)
 
 
+def histogram(named: dict[str, dict[str, list[float]]], *, x_label: str) -> str:
+    """Shares by bin (`edges`, `share`), an outline per name."""
+
+    def paint(axes: Any) -> None:
+        for number, (name, row) in enumerate(named.items()):
+            axes.stairs(row["share"], row["edges"], color=COLOURS[number % len(COLOURS)], label=name)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel("share of answers")
+        axes.legend()
+
+    return _draw(paint, width=4.2)
+
+
 def intervals(named: dict[str, dict], *, x_label: str, line: float | None = None) -> str:
     """One dot with its 95 % interval per name (`mean`, `low`, `high`)."""
 
@@ -150,23 +163,28 @@ def intervals(named: dict[str, dict], *, x_label: str, line: float | None = None
     return _draw(paint, height=0.7 + 0.55 * max(len(named), 2))
 
 
-def persistence(named: dict[str, dict[str, dict]]) -> str:
-    """Share of answers that keep the instruction, by turn, a line per model (as Table 30)."""
+def bands(named: dict[str, dict[str, dict]], *, x_label: str, y_label: str, whole: bool = False) -> str:
+    """Means with 95 % bands by whole number, a line per name; `whole`: the axis runs from 0 to 1."""
 
     def paint(axes: Any) -> None:
-        for number, (name, by_turn) in enumerate(named.items()):
-            turns = sorted(by_turn, key=int)
-            shares = [by_turn[turn]["mean"] for turn in turns]
-            low = [by_turn[turn]["low"] for turn in turns]
-            high = [by_turn[turn]["high"] for turn in turns]
+        for number, (name, by_place) in enumerate(named.items()):
+            places = sorted(by_place, key=int)
+            rows, x = [by_place[place] for place in places], [int(place) for place in places]
             colour = COLOURS[number % len(COLOURS)]
-            places = [int(turn) for turn in turns]
-            axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(places, shares, marker="o", color=colour, label=name)
-            axes.set_xticks(places)
-        axes.set_ylim(-0.03, 1.03)
-        axes.set_xlabel("turn")
-        axes.set_ylabel("instruction kept")
+            axes.fill_between(
+                x, [r["low"] for r in rows], [r["high"] for r in rows], color=colour, alpha=0.15, linewidth=0
+            )
+            axes.plot(x, [r["mean"] for r in rows], marker="o", color=colour, label=name)
+        axes.set_xticks(sorted({int(place) for by_place in named.values() for place in by_place}))
+        if whole:
+            axes.set_ylim(-0.03, 1.03)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
         axes.legend()
 
     return _draw(paint)
+
+
+def persistence(named: dict[str, dict[str, dict]]) -> str:
+    """Share of answers that keep the instruction, by turn, a line per model (as Table 30)."""
+    return bands(named, x_label="turn", y_label="instruction kept", whole=True)

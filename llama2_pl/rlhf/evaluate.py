@@ -29,7 +29,10 @@ from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature
 from llama2_pl.evaluation.gatt import Case, persistence
 from llama2_pl.evaluation.intervals import bootstrap, wilson
 from llama2_pl.evaluation.reward import (
+    ScoredPairs,
     accuracy_by_rating,
+    accuracy_by_safety,
+    accuracy_by_source,
     calibration_curve,
     expected_calibration_error,
     score_histogram,
@@ -265,33 +268,47 @@ def best_of_n(
 def reward_models(
     judges: Judges, helpful_pairs: Sequence[str], safety_pairs: Sequence[str]
 ) -> dict[str, Any]:
-    """Accuracy by rating of each model on its own and the other's test set (Llama 2 tables 7 and 8), unsafe recall."""
-    results: dict[str, Any] = {"reward_accuracy": {}}
-    for name, model, files in (
-        ("helpfulness", judges.helpfulness, helpful_pairs),
-        ("safety", judges.safety, safety_pairs),
-    ):
-        pairs = list(itertools.chain.from_iterable(read_preferences(path) for path in files))
-        pairs = pairs_that_fit(pairs, judges.tokenizer, model.config.max_seq_len)
-        if not pairs:
-            continue
-        chosen, rejected = score_preferences(model, pairs, judges.tokenizer)
-        rating = torch.tensor([2 if row.rating is None else row.rating for row in pairs])
-        curve = calibration_curve(chosen, rejected)
-        results["reward_accuracy"][name] = accuracy_by_rating(chosen, rejected, rating) | {
-            "calibration": curve,
-            "calibration_error": expected_calibration_error(curve),
-            "histogram": score_histogram(torch.cat([chosen, rejected])),
+    """Each model on its own test set and on every source of both (Llama 2 tables 7, 8); unsafe recall (table 29)."""
+    models = {"helpfulness": judges.helpfulness, "safety": judges.safety}
+    room = min(model.config.max_seq_len for model in models.values())
+    tests = {
+        name: pairs_that_fit(
+            [row for path in files for row in read_preferences(path)], judges.tokenizer, room
+        )
+        for name, files in zip(models, (helpful_pairs, safety_pairs), strict=True)
+    }
+    sources = sorted({row.source for rows in tests.values() for row in rows})
+    results: dict[str, Any] = {"reward_accuracy": {}, "reward_accuracy_by_source": {}}
+    for name, model in models.items():
+        scored = {
+            test: score_preferences(model, rows, judges.tokenizer, sources)
+            for test, rows in tests.items()
+            if rows
         }
-        if name == "safety":
-            results |= _unsafe(pairs, chosen, rejected)
-    return results
+        if scored:
+            everything = ScoredPairs(*(torch.cat(column) for column in zip(*scored.values(), strict=True)))
+            by_source = accuracy_by_source(*everything[:4], sources)
+            results["reward_accuracy_by_source"][name] = by_source
+        if name in scored:
+            results["reward_accuracy"][name] = _on_its_own(scored[name])
+    return results | (_unsafe(scored["safety"]) if "safety" in scored else {})
 
 
-def _unsafe(pairs: Sequence[PreferenceRow], chosen: Tensor, rejected: Tensor) -> dict[str, Any]:
-    labels = [row.chosen_safe for row in pairs] + [row.rejected_safe for row in pairs]
-    is_safe = torch.tensor([float("nan") if label is None else float(label) for label in labels])
-    scores = torch.cat([chosen, rejected])
+def _on_its_own(pairs: ScoredPairs) -> dict[str, Any]:
+    curve = calibration_curve(pairs.chosen, pairs.rejected)
+    scores = torch.cat([pairs.chosen, pairs.rejected])
+    return {
+        **accuracy_by_rating(pairs.chosen, pairs.rejected, pairs.rating),
+        "by_safety": accuracy_by_safety(pairs.chosen, pairs.rejected, pairs.chosen_safe, pairs.rejected_safe),
+        "calibration": curve,
+        "calibration_error": expected_calibration_error(curve),
+        "histograms": {scale: score_histogram(scores, scale=scale) for scale in ("logit", "sigmoid")},
+    }
+
+
+def _unsafe(pairs: ScoredPairs) -> dict[str, Any]:
+    is_safe = torch.cat([pairs.chosen_safe, pairs.rejected_safe])
+    scores = torch.cat([pairs.chosen, pairs.rejected])
     half, low = (unsafe_detection(scores, is_safe, threshold=t) for t in (0.5, 0.15))
     if half["recall"] is None:
         return {}
@@ -314,13 +331,18 @@ def pairs_that_fit(pairs: Sequence[PreferenceRow], tokenizer: Tokenizer, room: i
 
 
 def score_preferences(
-    model: ScalarModel, pairs: Sequence[PreferenceRow], tokenizer: Tokenizer
-) -> tuple[Tensor, Tensor]:
-    """Scores (N,), (N,) of the chosen and the rejected answers."""
+    model: ScalarModel, pairs: Sequence[PreferenceRow], tokenizer: Tokenizer, sources: Sequence[str]
+) -> ScoredPairs:
+    """The pairs scored; a pair without a rating counts as slightly better, as in training."""
     chosen = [_ids(row.prompt, row.chosen, tokenizer) for row in pairs]
     rejected = [_ids(row.prompt, row.rejected, tokenizer) for row in pairs]
-    first, second = score_responses(model, chosen + rejected).chunk(2)
-    return first, second
+    safe = [[row.chosen_safe for row in pairs], [row.rejected_safe for row in pairs]]
+    return ScoredPairs(
+        *score_responses(model, chosen + rejected).chunk(2),
+        torch.tensor([2 if row.rating is None else row.rating for row in pairs]),
+        torch.tensor([sources.index(row.source) for row in pairs]),
+        *torch.tensor([[float("nan") if s is None else float(s) for s in side] for side in safe]),
+    )
 
 
 def gold_scores(rows: Sequence[PromptTask], answers: Sequence[str]) -> Tensor:

@@ -38,7 +38,18 @@ def write_results(run):
         "about": "A run for a test.",
         "parameters": 2_000_000,
         "reward_accuracy": {
-            "helpfulness": {"overall": 0.77, "by_rating": by_rating, "pairs": 100, "calibration": calibration}
+            "helpfulness": {
+                "overall": 0.77,
+                "by_rating": by_rating,
+                "pairs": 100,
+                "calibration": calibration,
+                "histograms": {"sigmoid": {"edges": [0.0, 0.5, 1.0], "share": [0.25, 0.75]}},
+            }
+        },
+        "reward_accuracy_by_source": {
+            "helpfulness": {
+                name: {"overall": 0.7, "by_rating": by_rating, "pairs": 50} for name in ("web", "<b>forum")
+            }
         },
         "unsafe_recall": INTERVAL,
         "best_of_n": {
@@ -80,6 +91,8 @@ def test_every_figure_of_the_paper_is_drawn_from_the_runs_files(run):
     for part in (
         "as Fig. 5",
         "as Table 8",
+        "as Fig. 27",
+        "&lt;b&gt;forum",
         "as Figs. 7 and 8",
         "as Table 30",
         "Win rates",
@@ -87,7 +100,8 @@ def test_every_figure_of_the_paper_is_drawn_from_the_runs_files(run):
         "1.5 min",
     ):
         assert part in text, part
-    assert text.count("<svg") == 7  # loss, calibration, reward against N, PPO reward, gold, wins, GAtt
+    # loss, calibration, histogram, reward against N, PPO reward, gold, wins, GAtt
+    assert text.count("<svg") == 8
 
 
 def test_text_of_a_model_or_user_cannot_become_markup(run):
@@ -115,6 +129,20 @@ def test_a_resumed_runs_metrics_win_where_steps_meet(tmp_path):
 def test_smoothing_is_the_bias_corrected_moving_average():
     # by hand: 0.5 * 2 / 0.5 = 2; (0.25 * 2 + 0.5 * 4) / 0.75 = 10 / 3
     assert smooth([2.0, 4.0], 0.5) == pytest.approx([2.0, 10 / 3])
+
+
+def test_the_scaling_study_is_drawn_by_size_and_batch(tmp_path):
+    cells = [
+        {"size": size, "batch": batch, "pairs": 10, "accuracy": {"overall": INTERVAL}}
+        for size in ("small", "large")
+        for batch in (1, 7, 14)
+    ]
+    cells[0]["accuracy"]["significantly better"] = INTERVAL
+    (tmp_path / "scaling.json").write_text(json.dumps({"kind": "helpfulness", "cells": cells}))
+    text = page_of(tmp_path)
+    assert text.count("<svg") == 2 and "as Fig. 6" in text and "rated significantly better" in text
+    figure = text.split("<svg")[1]
+    assert all(f">{label}<" in figure for label in ("small", "large", "1", "7", "14", "weekly batch"))
 
 
 def test_the_doctor_speaks_in_the_report(tmp_path):

@@ -189,6 +189,11 @@ def test_counts_are_those_of_the_files(run: Run, results: dict) -> None:
         assert list(by_rating.values()) == [
             sum(row["rating"] == level for row in pairs) for level in range(4)
         ]
+        for model in ("helpfulness", "safety"):
+            by_source = results["reward_accuracy_by_source"][model]
+            assert by_source[f"world_{file.split('_')[0]}"]["pairs"] == len(pairs)
+        own = results["reward_accuracy_by_source"][name][f"world_{file.split('_')[0]}"]
+        assert own["by_rating"] == results["reward_accuracy"][name]["by_rating"]
     unsafe = sum((not row["chosen_safe"]) + (not row["rejected_safe"]) for row in pairs)
     assert results["unsafe_recall"]["count"] == unsafe > 0
     cases = rows(run.data / "gatt/eval.jsonl")
@@ -247,8 +252,8 @@ def test_the_report_draws_every_section_that_the_results_allow(evaluated: Path) 
     ):
         assert f"{title}</h2>" in text, title
     assert "A tiny run." in text and "PPO preferred over SFT" in text and "50.0%" in text
-    # calibration x 2, best of N, judged x 3, gold x 2, Ghost Attention
-    assert text.count("<svg") == 9
+    # calibration x 2, histogram, best of N, judged x 3, gold x 2, Ghost Attention
+    assert text.count("<svg") == 10
 
 
 def few(run: Run, folder: Path, asked: list[dict]) -> dict:
