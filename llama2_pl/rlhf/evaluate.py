@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -336,13 +336,19 @@ def score_preferences(
     """The pairs scored; a pair without a rating counts as slightly better, as in training."""
     chosen = [_ids(row.prompt, row.chosen, tokenizer) for row in pairs]
     rejected = [_ids(row.prompt, row.rejected, tokenizer) for row in pairs]
-    safe = [[row.chosen_safe for row in pairs], [row.rejected_safe for row in pairs]]
+    first, second = score_responses(model, chosen + rejected).chunk(2)
     return ScoredPairs(
-        *score_responses(model, chosen + rejected).chunk(2),
-        torch.tensor([2 if row.rating is None else row.rating for row in pairs]),
-        torch.tensor([sources.index(row.source) for row in pairs]),
-        *torch.tensor([[float("nan") if s is None else float(s) for s in side] for side in safe]),
+        chosen=first,
+        rejected=second,
+        rating=torch.tensor([2 if row.rating is None else row.rating for row in pairs]),
+        source=torch.tensor([sources.index(row.source) for row in pairs]),
+        chosen_safe=_labels(row.chosen_safe for row in pairs),
+        rejected_safe=_labels(row.rejected_safe for row in pairs),
     )
+
+
+def _labels(safe: Iterable[bool | None]) -> Tensor:
+    return torch.tensor([float("nan") if label is None else float(label) for label in safe])
 
 
 def gold_scores(rows: Sequence[PromptTask], answers: Sequence[str]) -> Tensor:
