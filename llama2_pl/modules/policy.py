@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from llama2_pl.checkpoints.ours import load_reward_model
 from llama2_pl.generation.sampler import Rollout
@@ -22,6 +23,11 @@ class RewardModels(NamedTuple):
 
     helpfulness: ScalarModel
     safety: ScalarModel | None
+
+    def named(self) -> dict[str, ScalarModel]:
+        """Those that are there, by the option that names their file."""
+        named = {"helpfulness_reward": self.helpfulness, "safety_reward": self.safety}
+        return {option: network for option, network in named.items() if network is not None}
 
 
 class Scored(NamedTuple):
@@ -153,6 +159,7 @@ def weights_fingerprint(network: nn.Module) -> str:
     """Hash of every tensor's name, shape and first 256 values: other weights, other text, at little cost."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
-        start = tensor.detach().flatten()[:256].float().cpu()
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # all ranks take part
+        start = whole.detach().flatten()[:256].float().cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {start.tolist()}".encode())
     return digest.hexdigest()

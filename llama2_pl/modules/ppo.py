@@ -39,7 +39,7 @@ class PPOModule(PolicyModule):
 
     One `training_step` is one iteration (manual optimization), so `trainer.max_steps` counts minibatches and
     logged steps count iterations. The starting policy and the reward models are frozen and not in the checkpoint:
-    a resumed run reads them from their files and refuses a `policy` file whose weights have changed.
+    a resumed run reads them from their files and refuses one whose weights have changed.
     One optimizer holds policy and value: Lightning counts every optimizer's step.
 
     Args:
@@ -118,7 +118,7 @@ class PPOModule(PolicyModule):
         self.iteration = 0
         # In a tuple, so that it is no child of this module: not in checkpoints, not among the parameters.
         self._reference: tuple[LanguageModel, ...] = ()
-        self._reference_fingerprint = ""
+        self._frozen: dict[str, str] = {}  # option: fingerprint of its file's weights
 
     # -- networks and optimizer
 
@@ -126,8 +126,10 @@ class PPOModule(PolicyModule):
         super().setup(stage)
         if not self._reference:
             reference = load_language_model(self.hparams["policy"], tokenizer=self.tokenizer)
-            self._reference_fingerprint = weights_fingerprint(reference)
             self._reference = (self.frozen(reference),)
+            assert self.rewards is not None
+            networks = {"policy": reference, **self.rewards.named()}
+            self._frozen = {option: weights_fingerprint(network) for option, network in networks.items()}
 
     @property
     def reference(self) -> LanguageModel:
@@ -315,14 +317,20 @@ class PPOModule(PolicyModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["ppo"] = {"iteration": self.iteration, "reference": self._reference_fingerprint}
+        checkpoint["ppo"] = {"iteration": self.iteration, "frozen": self._frozen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the iteration's number; refuse another starting policy than that of the run."""
-        self.iteration = checkpoint["ppo"]["iteration"]
-        expected = checkpoint["ppo"]["reference"]
-        if self._reference and self._reference_fingerprint != expected:
+        """Restore the iteration's number; refuse another starting policy or reward model than those of the run."""
+        saved = checkpoint["ppo"]
+        self.iteration = saved["iteration"]
+        frozen = saved.get("frozen", {"policy": saved.get("reference", "")})  # "reference": before 0.1.0
+        for option in [
+            option for option in frozen if self._frozen and self._frozen.get(option) != frozen[option]
+        ]:
+            why = (
+                "the KL is measured to it" if option == "policy" else "its rewards are what was learned from"
+            )
             raise ValueError(
-                f"{self.hparams['policy']}: its weights are not those this run started from, and the KL is measured "
-                "to those; give the original file as policy, or start a new run"
+                f"{self.hparams[option]}: its weights are not those this run started from, and {why}; give the "
+                f"original file as {option}, or start a new run"
             )

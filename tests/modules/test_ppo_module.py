@@ -176,6 +176,18 @@ def test_resuming_from_another_starting_policy_is_refused(config, trainer, make,
         trainer(max_epochs=2).fit(other, make.loader([make.prompts(8)]), ckpt_path=path)
 
 
+@pytest.mark.parametrize("option", ["helpfulness_reward", "safety_reward"])
+def test_resuming_with_another_reward_model_is_refused(config, trainer, make, build, save, tmp_path, option):
+    first = trainer(max_epochs=1)
+    first.fit(build(), make.loader([make.prompts(8)]))
+    path = str(tmp_path / "first.ckpt")
+    first.save_checkpoint(path)
+    L.seed_everything(7, verbose=False)
+    other = build(**{option: save(RewardModule(config), "other.ckpt")}, value_init="policy")
+    with pytest.raises(ValueError, match=rf"other\.ckpt: .* give the original file as {option}"):
+        trainer(max_epochs=2).fit(other, make.loader([make.prompts(8)]), ckpt_path=path)
+
+
 @pytest.mark.parametrize(
     "change",
     [
