@@ -12,6 +12,8 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+FUSED_DEVICES = ("cpu", "cuda")  # others may have fused kernels for some dtypes only
+
 
 def decay_groups(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups: matrices decay, gains of the norms do not.
@@ -27,8 +29,14 @@ def decay_groups(parameters: Iterable[nn.Parameter], lr: float, weight_decay: fl
 
 
 def adamw(groups: list[dict[str, Any]], betas: tuple[float, float] | list[float], eps: float) -> AdamW:
-    """AdamW over the groups that hold parameters. Llama 2 §2.2: betas 0.9 and 0.95, eps 1e-5."""
-    return AdamW([group for group in groups if group["params"]], betas=(betas[0], betas[1]), eps=eps)
+    """AdamW over the groups that hold parameters, one kernel per step. Llama 2 §2.2: betas 0.9 and 0.95, eps 1e-5."""
+    held = [group for group in groups if group["params"]]
+    fused = all(p.device.type in FUSED_DEVICES for group in held for p in group["params"])
+    optimizer = AdamW(held, betas=(betas[0], betas[1]), eps=eps, fused=fused)
+    # Fused steps could also unscale fp16 gradients, and Lightning refuses to clip for an optimizer that says so. It
+    # unscales before clipping where this is False, which is when ours are scaled by their count of targets as well.
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
 
 
 def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int, final_ratio: float) -> float:

@@ -7,15 +7,18 @@ The network's output at t-1 predicts token t; only this file and `ppo.values_bef
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[Tensor], Tensor]  # (..., D) -> (..., V), e.g. the model's nn.Linear
 
 CHUNK = 2048  # positions per chunk: 2048 x 32,000 logits in fp32 are 250 MiB
+CPU_SLICE = 2**19  # fp32 numbers of the softmax at a time on a CPU: 2 MiB stay in its cache
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,18 +38,67 @@ def next_token_loss_from_hidden(
 ) -> tuple[Tensor, Tensor]:
     """`next_token_loss` without ever holding the (B, T, V) logits.
 
-    Our choice: only positions that count pass through the head, `chunk` at a time, and the backward pass
-    computes each chunk's logits again; with 32,000 words the fp32 logits are otherwise the largest tensor.
+    Our choice: only positions that count pass through the head, `chunk` at a time, and a chunk's gradient is
+    taken while its logits are there; with 32,000 words the fp32 logits are otherwise the largest tensor.
     hidden (B, T, D), tokens (B, T), loss_mask (B, T).
     """
     counted = loss_mask[:, 1:]
     rows, targets = hidden[:, :-1][counted], tokens[:, 1:][counted]  # (C, D), (C,)
+    if torch.is_grad_enabled():
+        weights = [p for p in head.parameters() if p.requires_grad] if isinstance(head, nn.Module) else []
+        return _SummedLoss.apply(head, chunk, targets, rows, *weights), counted.sum()  # type: ignore[return-value]
+    losses = [F.cross_entropy(head(r).float(), t, reduction="sum") for r, t in _chunks(rows, targets, chunk)]
+    return torch.stack(losses).sum(), counted.sum()
 
-    def chunk_loss(rows: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(head(rows).float(), targets, reduction="sum")
 
-    parts = _by_chunk(chunk_loss, rows, targets, chunk)
-    return torch.stack(parts).sum(), counted.sum()
+class _SummedLoss(torch.autograd.Function):
+    """Sum of the cross-entropies of rows (C, D) under a head, with the gradients of rows and head taken on the way.
+
+    A chunk's logits give its loss and, at once, its gradients: the head runs once, where recomputing it in the
+    backward pass costs a third more products. The loss is one number, so the backward pass only scales.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, head: Head, chunk: int, targets: Tensor, rows: Tensor, *weights: nn.Parameter
+    ) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=rows.device)
+        row_gradients: list[Tensor] = []
+        sums: list[Tensor] = []
+        for piece, wanted in _chunks(rows, targets, chunk):
+            with torch.enable_grad():
+                leaf = piece.detach().requires_grad_()
+                logits = head(leaf)
+            loss, gradient = _loss_and_gradient(logits.detach(), wanted)
+            total += loss
+            first, *others = torch.autograd.grad(logits, [leaf, *weights], gradient)
+            row_gradients.append(first)
+            sums = [a + b for a, b in zip(sums, others, strict=True)] if sums else others
+        ctx.save_for_backward(torch.cat(row_gradients), *sums)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return None, None, None, *(saved * gradient for saved in ctx.saved_tensors)
+
+
+def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the cross-entropies in fp32 and its gradient, softmax - one-hot, in the logits' dtype (C, V).
+
+    One slice of rows after the other: a CPU then finds each slice's fp32 numbers in its cache.
+    """
+    count = max(1, CPU_SLICE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits) or 1
+    total = torch.zeros((), dtype=torch.float32, device=logits.device)
+    gradient = torch.empty_like(logits)
+    for scores, wanted, out in zip(
+        logits.split(count), targets.split(count), gradient.split(count), strict=True
+    ):
+        logprobs = F.log_softmax(scores, dim=-1, dtype=torch.float32)
+        total -= logprobs.gather(-1, wanted[:, None]).sum()
+        softmax = logprobs.exp_()
+        out.copy_(softmax.scatter_add_(-1, wanted[:, None], softmax.new_full((len(wanted), 1), -1.0)))
+    return total, gradient
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -83,11 +135,15 @@ def token_logprobs_from_hidden(
     return zeros.masked_scatter(where, both[0]), zeros.masked_scatter(where, both[1].detach())
 
 
+def _chunks(rows: Tensor, targets: Tensor, chunk: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(rows.split(chunk), targets.split(chunk), strict=True))
+
+
 def _by_chunk(
     function: Callable[[Tensor, Tensor], Tensor], rows: Tensor, targets: Tensor, chunk: int
 ) -> list[Tensor]:
     """function on each chunk of rows; recomputed in the backward pass where there is more than one."""
-    pieces = list(zip(rows.split(chunk), targets.split(chunk), strict=True))
+    pieces = _chunks(rows, targets, chunk)
     if len(pieces) == 1 or not torch.is_grad_enabled():
         return [function(r, t) for r, t in pieces]
     return [

@@ -72,8 +72,41 @@ def test_no_more_than_a_chunk_of_positions_passes_the_head_at_once():
     hidden, head, tokens, mask = random_case(rows=5, length=20)
     seen: list[int] = []
     head.register_forward_hook(lambda module, args, out: seen.append(out.shape[0]))
-    _, count = language.next_token_loss_from_hidden(hidden, head, tokens, mask, chunk=8)
-    assert max(seen) <= 8 and sum(seen) == count
+    loss, count = language.next_token_loss_from_hidden(hidden, head, tokens, mask, chunk=8)
+    loss.backward()
+    assert max(seen) <= 8 and sum(seen) == count  # and the backward pass computes no logits again
+
+
+def test_a_frozen_head_passes_the_gradient_on_and_takes_none():
+    hidden, head, tokens, mask = random_case()
+    head.requires_grad_(False)
+    language.next_token_loss_from_hidden(hidden, head, tokens, mask, chunk=4)[0].backward()
+    want = torch.autograd.grad(language.next_token_loss(head(hidden), tokens, mask)[0], hidden)[0]
+    torch.testing.assert_close(hidden.grad, want)
+    assert head.weight.grad is None
+
+
+def test_the_gradient_under_autocast_is_that_of_torchs_own_loss(monkeypatch):
+    hidden, head, tokens, mask = random_case(vocab=40)
+    monkeypatch.setattr(language, "CPU_SLICE", 120)  # three rows of 40 at a time
+    gradients = []
+    for own in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if own:
+                loss = language.next_token_loss_from_hidden(hidden, head, tokens, mask)[0]
+            else:
+                loss = language.next_token_loss(head(hidden), tokens, mask)[0]
+        gradients.append([loss, *torch.autograd.grad(loss, [hidden, head.weight])])
+    for ours, torchs in zip(*gradients, strict=True):
+        assert ours.dtype == torchs.dtype == torch.float32
+        torch.testing.assert_close(ours, torchs, rtol=1e-2, atol=1e-2)
+
+
+def test_the_loss_may_be_scaled_before_the_backward_pass():
+    hidden, head, tokens, mask = random_case()
+    (3.0 * language.next_token_loss_from_hidden(hidden, head, tokens, mask)[0]).backward()
+    (want,) = torch.autograd.grad(3.0 * language.next_token_loss(head(hidden), tokens, mask)[0], head.weight)
+    torch.testing.assert_close(head.weight.grad, want)
 
 
 def test_the_loss_equals_torch_cross_entropy():
