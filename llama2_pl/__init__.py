@@ -9,7 +9,14 @@ if TYPE_CHECKING:
     from llama2_pl.data import CorpusDataModule, DialogueDataModule, PreferenceDataModule, PromptDataModule
     from llama2_pl.model.config import ModelConfig
     from llama2_pl.model.heads import LanguageModel, ScalarModel
-    from llama2_pl.modules import PPOModule, PretrainModule, RejectionSamplingModule, RewardModule, SFTModule
+    from llama2_pl.modules import (
+        DPOModule,
+        PPOModule,
+        PretrainModule,
+        RejectionSamplingModule,
+        RewardModule,
+        SFTModule,
+    )
     from llama2_pl.text import Dialog, Tokenizer
 
 __version__ = "0.1.0"
@@ -17,6 +24,7 @@ __version__ = "0.1.0"
 # where each public name is; `import llama2_pl` itself loads neither torch nor lightning
 _PLACES = {
     "CorpusDataModule": "data",
+    "DPOModule": "modules",
     "Dialog": "text",
     "DialogueDataModule": "data",
     "LanguageModel": "model.heads",
@@ -34,6 +42,7 @@ _PLACES = {
 
 __all__ = [
     "CorpusDataModule",
+    "DPOModule",
     "Dialog",
     "DialogueDataModule",
     "LanguageModel",

@@ -39,7 +39,7 @@ def plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class LlamaModule(L.LightningModule):
-    """Base of the five modules. A subclass gives `build_networks` and its steps.
+    """Base of all modules. A subclass gives `build_networks` and its steps.
 
     Networks are made in `configure_model`, so that strategies can shard them as they are made; it is called
     twice by some callbacks, and without a Trainer by `load_from_checkpoint`.
@@ -98,6 +98,24 @@ class LlamaModule(L.LightningModule):
         if self.parallel_plan is None and mesh is None:
             return network
         return parallelize(network, self.parallel_plan or ParallelPlan(), mesh)
+
+    def frozen(self, network: Network) -> Network:
+        """The network without gradients, in this run's precision, on this device and mesh."""
+        network = self.trainer.precision_plugin.convert_module(network)  # type: ignore[assignment]
+        return self.distributed(network.to(self.device).eval().requires_grad_(False))
+
+    def remember_configs(self, **configs: ModelConfig) -> None:
+        """Keep the sizes read from files, so that `load_from_checkpoint` needs none of them."""
+        self.hparams.update({name: config.to_dict() for name, config in configs.items()})
+
+    def saved_config(self, name: str) -> ModelConfig:
+        """The size of a network, known once a Trainer has read it from its file."""
+        if self.hparams[name] is None:
+            raise ValueError(
+                f"{name} is not known before a Trainer has read the network's file; run the module in a "
+                f"Trainer, or give {name}"
+            )
+        return ModelConfig.of(self.hparams[name])
 
     def _mesh(self) -> DeviceMesh | None:
         return self.device_mesh if self.attached else None

@@ -11,9 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from llama2_pl.checkpoints.ours import load_reward_model
 from llama2_pl.generation.sampler import Rollout
-from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
-from llama2_pl.modules.base import LlamaModule, Network
+from llama2_pl.modules.base import LlamaModule
 from llama2_pl.objectives.reward import combined_reward
 from llama2_pl.text.tokenizer import Tokenizer
 
@@ -85,24 +84,6 @@ class PolicyModule(LlamaModule):
                 f"the longest prompt has {longest} tokens; with max_new_tokens {new} that exceeds the model's "
                 f"max_seq_len {context}; set data.max_prompt_len to at most {context - new}, or lower max_new_tokens"
             )
-
-    def frozen(self, network: Network) -> Network:
-        """The network without gradients, in this run's precision, on this device and mesh."""
-        network = self.trainer.precision_plugin.convert_module(network)  # type: ignore[assignment]
-        return self.distributed(network.to(self.device).eval().requires_grad_(False))
-
-    def remember_configs(self, **configs: ModelConfig) -> None:
-        """Keep the sizes read from files, so that `load_from_checkpoint` needs none of them."""
-        self.hparams.update({name: config.to_dict() for name, config in configs.items()})
-
-    def saved_config(self, name: str) -> ModelConfig:
-        """The size of a network, known once a Trainer has read it from its file."""
-        if self.hparams[name] is None:
-            raise ValueError(
-                f"{name} is not known before a Trainer has read the network's file; run the module in a "
-                f"Trainer, or give {name}"
-            )
-        return ModelConfig.of(self.hparams[name])
 
     def score(self, rollout: Rollout, is_safety: Tensor) -> Scored:
         """R_c of each answer, not whitened. Llama 2 §3.2.3. is_safety (B,)."""

@@ -23,7 +23,9 @@ FAMILY = {
     "reward_helpfulness": "reward",
     "reward_safety": "reward",
     "ppo": "ppo",
-    "rejection_sampling": None,  # the policy's file knows its size
+    # the policy's file knows its size
+    "rejection_sampling": None,
+    "dpo": None,
 }
 
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from llama2_pl.checkpoints.ours import load_language_model, load_reward_model
-from llama2_pl.modules import PPOModule, PretrainModule, RejectionSamplingModule, RewardModule, SFTModule
+from llama2_pl.modules import (
+    DPOModule,
+    PPOModule,
+    PretrainModule,
+    RejectionSamplingModule,
+    RewardModule,
+    SFTModule,
+)
 
 TOKENS = torch.tensor([[1, 20, 30, 40, 50]])
 
@@ -25,6 +32,9 @@ def trained(config, trainer, make, save, tokenizer_path, tmp_path):
         elif kind is PPOModule:
             module = kind(**files, max_new_tokens=3)
             run.fit(module, make.loader([make.prompts(2)]))
+        elif kind is DPOModule:
+            module = kind(files["policy"])
+            run.fit(module, make.loader([make.pairs(2)]))
         elif kind is RewardModule:
             module = kind(config, init_from=sources[0])
             run.fit(module, make.loader([make.pairs(2)]))
@@ -40,7 +50,7 @@ def trained(config, trainer, make, save, tokenizer_path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", [PretrainModule, SFTModule, RewardModule, PPOModule, RejectionSamplingModule]
+    "kind", [PretrainModule, SFTModule, RewardModule, DPOModule, PPOModule, RejectionSamplingModule]
 )
 def test_load_from_checkpoint_needs_the_path_alone(kind, trained):
     module, path = trained(kind)
@@ -54,7 +64,7 @@ def test_load_from_checkpoint_needs_the_path_alone(kind, trained):
     assert "_instantiator" not in content["hyper_parameters"]
 
 
-@pytest.mark.parametrize("kind", [SFTModule, PPOModule])
+@pytest.mark.parametrize("kind", [SFTModule, DPOModule, PPOModule])
 def test_the_language_model_is_found_in_a_checkpoint(kind, trained):
     module, path = trained(kind)
     assert torch.equal(load_language_model(path)(TOKENS), module(TOKENS))
