@@ -93,8 +93,9 @@ def test_no_public_name_is_missing_from_the_types(project: dict) -> None:
     import llama2_pl
 
     source = (ROOT / "llama2_pl" / "__init__.py").read_text(encoding="utf-8")
-    typed = re.findall(r"^    from llama2_pl\.[\w.]+ import (.+)$", source, re.MULTILINE)
-    names = {name.strip() for line in typed for name in line.split(",")}
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if node.module and node.module.startswith("llama2_pl.")]
+    names = {alias.name for node in ours for alias in node.names}
     assert names == set(llama2_pl._PLACES) == set(llama2_pl.__all__) - {"__version__"}
 
 
