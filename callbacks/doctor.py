@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from llama2_pl.callbacks.rewards import Reward
 from llama2_pl.data.readers.prompts import PromptRow
 from llama2_pl.evaluation.answers import decode_responses
 from llama2_pl.evaluation.doctor import Finding, Limits, diagnose
+from llama2_pl.files import append_line
 from llama2_pl.text.tokenizer import Tokenizer
 
 WORST = ("ratio_error", "ratio_max_error", "value_loss")  # over the ranks; other numbers are averaged
@@ -191,16 +191,6 @@ class PPODoctor(L.Callback):
         for logger in trainer.loggers:
             if rows and isinstance(logger, WandbLogger):
                 logger.log_table("doctor/findings", columns=columns, data=rows)
-
-
-def append_line(path: Path, line: str) -> None:
-    """On a line of its own, also behind one that a kill cut short."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else f"\n{line}"
-        file.write(f"{line}\n".encode())
 
 
 def over_ranks(numbers: measure.Numbers) -> measure.Numbers:

@@ -101,8 +101,9 @@ class PreemptionCheckpoint(L.Callback):
     def _folder(self, trainer: L.Trainer) -> Path:
         if self.dirpath is not None:
             return Path(self.dirpath)
-        saver = next((c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)), None)  # type: ignore[attr-defined]
-        return Path((saver.dirpath if saver else None) or trainer.default_root_dir)
+        savers = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        folder = savers[0].dirpath if savers else None
+        return Path(folder or trainer.default_root_dir)
 
 
 def restart() -> str:

@@ -54,3 +54,13 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """All of it or nothing, indented for people."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def append_line(path: Path, line: str) -> None:
+    """On a line of its own, also behind one that a kill cut short."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else f"\n{line}"
+        file.write(f"{line}\n".encode())

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from llama2_pl.callbacks import PPODoctor
-from llama2_pl.callbacks.doctor import append_line
 from llama2_pl.callbacks.doctor_numbers import (
     correlation,
     judge_numbers,
@@ -24,6 +23,7 @@ from llama2_pl.callbacks.doctor_numbers import (
 from llama2_pl.data.batches import PromptBatch
 from llama2_pl.data.readers.prompts import PromptRow
 from llama2_pl.evaluation.doctor import RULES, Limits, diagnose
+from llama2_pl.files import append_line
 from llama2_pl.generation.sampler import generate
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.modules import PPOModule, PretrainModule, RewardModule
