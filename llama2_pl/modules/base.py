@@ -51,6 +51,9 @@ class LlamaModule(L.LightningModule):
     tokenizer: Tokenizer | None = None
     """That of this run's data, known once a Trainer configures the model; None with loaders of the user's own."""
 
+    tokens_seen = 0
+    """Tokens trained on so far, over all ranks and restarts."""
+
     _networks_built = False
 
     def build_networks(self) -> None:
@@ -73,6 +76,10 @@ class LlamaModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the tokenizer, so that nobody reads the model's ids by another."""
         checkpoint["tokenizer_sha256"] = None if self.tokenizer is None else self.tokenizer.sha256
+        checkpoint["tokens_seen"] = self.tokens_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.tokens_seen = checkpoint.get("tokens_seen", 0)
 
     @property
     def attached(self) -> bool:
@@ -127,6 +134,11 @@ class LlamaModule(L.LightningModule):
     def copies_of_a_batch(self) -> int:
         """How many ranks train on the same rows: the size of the tensor-parallel groups."""
         return self.device_mesh["tensor_parallel"].size() if self.device_mesh is not None else 1
+
+    def count_tokens(self, tokens: Tensor) -> float:
+        """Add this rank's number of tokens, and every other's; the running total."""
+        self.tokens_seen += round(self.sum_over_ranks(tokens.float()).item() / self.copies_of_a_batch())
+        return float(self.tokens_seen)
 
     def warmup(self, total_steps: int) -> int:
         """Warm-up steps of a run of this length: a number, or a share of the run with a minimum."""

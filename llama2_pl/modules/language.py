@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -35,7 +33,6 @@ class LanguageModule(LlamaModule):
         super().__init__()
         self.val_loss = MeanMetric()
         self._window: Tensor | None = None  # sum of losses, targets, tokens since the last optimizer step
-        self._tokens_seen = 0
 
     def build_networks(self) -> None:
         config, init_from = ModelConfig.of(self.hparams["backbone"]), self.hparams["init_from"]
@@ -85,20 +82,13 @@ class LanguageModule(LlamaModule):
         """Logits (B, T, V)."""
         return self.model(batch.tokens, document_ids=batch.document_ids)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["tokens_seen"] = self._tokens_seen
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._tokens_seen = checkpoint["tokens_seen"]
-
     def _remember(self, loss_sum: Tensor, targets: Tensor, tokens: int) -> None:
         # float32 counts to 2^24, four times the 4M tokens of the paper's global batch
         step = torch.stack([loss_sum.detach(), targets.float(), targets.new_tensor(tokens).float()])
         self._window = step if self._window is None else self._window + step
 
     def _log_step(self, loss: float, tokens: int, optimizer: Optimizer) -> None:
-        self._tokens_seen += tokens
+        self.tokens_seen += tokens
         self.log("train/loss", loss, prog_bar=True)
-        self.log("train/tokens", float(self._tokens_seen))
+        self.log("train/tokens", float(self.tokens_seen))
         self.log("train/lr", optimizer.param_groups[0]["lr"])

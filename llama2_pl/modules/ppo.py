@@ -180,6 +180,8 @@ class PPOModule(PolicyModule):
         losses = self.learn(experience, generator)
         self.log_iteration("ppo", rollout, scored, judgement)
         self.log_updates(experience, losses)
+        tokens = self.count_tokens(rollout.lengths.sum() * self.hparams["epochs"])
+        self.log("ppo/tokens", tokens, batch_size=len(rollout.tokens))
         self.last_iteration = Iteration(self.iteration, rollout, scored, judgement, experience, losses)
         self.iteration += 1
 
@@ -321,6 +323,7 @@ class PPOModule(PolicyModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the iteration's number; refuse another starting policy or reward model than those of the run."""
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint["ppo"]
         self.iteration = saved["iteration"]
         frozen = saved.get("frozen", {"policy": saved.get("reference", "")})  # "reference": before 0.1.0

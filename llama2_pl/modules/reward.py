@@ -116,7 +116,7 @@ class RewardModule(LlamaModule):
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         scores = self(batch.tokens, batch.lengths)
         loss = self.loss(scores, batch.rating, batch.is_safe)
-        self._log_step(loss, scores)
+        self._log_step(loss, scores, batch.lengths.sum())
         return loss
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -147,7 +147,7 @@ class RewardModule(LlamaModule):
         logit = self(batch.tokens, batch.lengths)
         return Scores(logit, logit.sigmoid())
 
-    def _log_step(self, loss: Tensor, scores: Tensor) -> None:
+    def _log_step(self, loss: Tensor, scores: Tensor, tokens: Tensor) -> None:
         chosen, rejected = scores.detach().chunk(2)
         logged = {
             "train/loss": loss.detach(),
@@ -155,6 +155,7 @@ class RewardModule(LlamaModule):
             "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"],
         }
         self.log_dict(logged, batch_size=len(chosen), prog_bar=False, sync_dist=True)
+        self.log("train/tokens", self.count_tokens(tokens), batch_size=len(chosen))
 
 
 def score_in_groups(model: ScalarModel, tokens: Tensor, lengths: Tensor, groups: int) -> Tensor:

@@ -16,7 +16,7 @@ from string import Template
 
 import yaml
 
-from llama2_pl.rlhf.stages import Stage, run_stages
+from llama2_pl.rlhf.stages import Stage, index_of, run_stages
 
 KEYS = {"name", "about", "command", "inputs", "outputs", "share"}
 
@@ -72,6 +72,13 @@ def fill_configs(source: Path, target: Path, variables: dict[str, str]) -> None:
             out.write_text(text, encoding="utf-8")
 
 
+def execute(args: list[str]) -> None:
+    """Run one command of `llama2-pl` in this process."""
+    from llama2_pl.cli import main  # the CLI registers our commands: imported when one runs, not before
+
+    main(args)
+
+
 def recipe(
     recipe: str,
     out: str,
@@ -90,8 +97,6 @@ def recipe(
         until: name of the last stage to run.
         fresh: remove the run's folder first.
     """
-    from llama2_pl.cli import main  # the CLI registers this command: imported when it runs, not before
-
     path = (
         Path(recipe) if Path(recipe).suffix in {".yaml", ".yml"} else configs_folder(recipe) / "recipe.yaml"
     )
@@ -107,9 +112,9 @@ def recipe(
     fill_configs(path.parent, run / "configs", variables)
     stages = _with_extra(read_recipe(path, variables), extra or [])
     if until is not None:
-        stages = stages[: _index(stages, until) + 1]
+        stages = stages[: index_of(stages, until, "--until") + 1]
     started = time.monotonic()
-    run_stages(run, stages, main)
+    run_stages(run, stages, execute)
     print(f"all {len(stages)} stages stand in {run} ({(time.monotonic() - started) / 60:.1f} min this time)")
 
 
@@ -117,13 +122,6 @@ def _with_extra(stages: list[Stage], extra: list[str]) -> list[Stage]:
     return [
         s._replace(command=(*s.command, *extra)) if s.command[0] in {"fit", "predict"} else s for s in stages
     ]
-
-
-def _index(stages: list[Stage], name: str) -> int:
-    names = [stage.name for stage in stages]
-    if name not in names:
-        raise ValueError(f"--until {name}: no such stage; the recipe has {', '.join(names)}")
-    return names.index(name)
 
 
 def demo(

@@ -1,7 +1,8 @@
 """A recipe is a list of stages; a stage is a `llama2-pl` command with declared inputs and outputs.
 
 A finished stage leaves a manifest `<run>/manifests/<stage>.json` with the command, the hash of every input and output,
-and the seconds it took. A second run skips each stage whose manifest still matches.
+the seconds it took, and the tokens and energy that it counted. A second run skips each stage whose manifest still
+matches. One that no longer matches is made again (a recipe), or refused with the file that changed (`rlhf`).
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llama2_pl import __version__
 from llama2_pl.files import write_json
+from llama2_pl.rlhf.ledger import spent
 
 
 class Stage(NamedTuple):
@@ -28,6 +31,7 @@ class Stage(NamedTuple):
         inputs: files or folders that the stage reads; a change of any runs it again.
         outputs: files or folders that must exist afterwards.
         share: expected part of the whole recipe's time, any unit; only for the time left that is shown.
+        derived: nothing depends on it and it is cheap, so it is made again without asking where others are refused.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Stage(NamedTuple):
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     share: float = 1.0
+    derived: bool = False
 
     @property
     def shell(self) -> str:
@@ -51,29 +56,116 @@ def fingerprint(path: str | Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
         return digest.hexdigest()
-    if not path.is_dir():
-        return ""
-    names = sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file())
-    listing = "\n".join(f"{name} {fingerprint(path / name)}" for name in names)
-    return hashlib.sha256(listing.encode()).hexdigest()
+    return _digest(_listing(path)) if path.is_dir() else ""
+
+
+def _listing(folder: Path) -> dict[str, str]:
+    """The hash of each file below a folder."""
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    return {name: fingerprint(folder / name) for name in names}
+
+
+def _digest(listing: dict[str, str]) -> str:
+    return hashlib.sha256("\n".join(f"{name} {sha}" for name, sha in listing.items()).encode()).hexdigest()
+
+
+def _hashes(paths: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """The hash of each path, and the hash of each file of those that are folders."""
+    listings = {name: _listing(Path(name)) for name in paths if Path(name).is_dir()}
+    return {n: _digest(listings[n]) if n in listings else fingerprint(n) for n in paths}, listings
 
 
 def manifest_path(run: Path, stage: Stage) -> Path:
     return run / "manifests" / f"{stage.name}.json"
 
 
+def started_path(run: Path, stage: Stage) -> Path:
+    """What an unfinished stage was started with; gone once it is finished."""
+    return manifest_path(run, stage).with_suffix(".started")
+
+
+def _record(stage: Stage, **paths: Sequence[str]) -> dict[str, Any]:
+    """The stage as it would be done now: command, and hashes under the given keys ("inputs", "outputs")."""
+    record: dict[str, Any] = {
+        "stage": stage.name,
+        "version": __version__,
+        "command": list(stage.command),
+        "shell": stage.shell,
+        "files": {},
+    }
+    for key, names in paths.items():
+        record[key], listings = _hashes(names)
+        record["files"] |= listings
+    return record
+
+
+def changes(run: Path, stage: Stage) -> list[str]:
+    """What differs from when the stage was done, or begun, in words; nothing where it was neither."""
+    for path, keys in (
+        (manifest_path(run, stage), ("inputs", "outputs")),
+        (started_path(run, stage), ("inputs",)),
+    ):
+        if path.exists():
+            then = json.loads(path.read_text(encoding="utf-8"))
+            now = _record(stage, **{key: getattr(stage, key) for key in keys})
+            return _differences(then, now, keys)
+    return []
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any], keys: Sequence[str]) -> list[str]:
+    found = []
+    if then.get("version") != now["version"]:
+        found.append(f"it was made by llama2-pl {then.get('version')}, this is {now['version']}")
+    if (old := then.get("command", [])) != now["command"]:
+        had, has = (
+            [w for w in one if w not in other]
+            for one, other in ((old, now["command"]), (now["command"], old))
+        )
+        found.append(f"its command had {shlex.join(had) or 'less'} and now has {shlex.join(has) or 'less'}")
+    for key in keys:
+        old, new = then.get(key, {}), now[key]
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
+                files = (record.get("files", {}).get(name, {}) for record in (then, now))
+                found.append(f"{key[:-1]} {_changed_file(name, *files)}")
+    return found
+
+
+def _changed_file(path: str, then: dict[str, str], now: dict[str, str]) -> str:
+    """The path, or the first file below it, that is not what it was."""
+    name = next((n for n in sorted({*then, *now}) if then.get(n) != now.get(n)), None)
+    path = path if name is None else str(Path(path) / name)
+    return f"{path} changed" if Path(path).exists() else f"{path} is gone"
+
+
 def is_done(run: Path, stage: Stage) -> bool:
     """True when the stage's manifest names the same command, the same inputs and the outputs that are on disk."""
-    path = manifest_path(run, stage)
-    if not path.exists():
-        return False
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    return (
-        manifest.get("command") == list(stage.command)
-        and manifest.get("version") == __version__
-        and manifest.get("inputs") == {name: fingerprint(name) for name in stage.inputs}
-        and manifest.get("outputs") == {name: fingerprint(name) for name in stage.outputs}
-    )
+    return manifest_path(run, stage).exists() and not changes(run, stage)
+
+
+def redo(run: Path, stages: Sequence[Stage], name: str) -> list[str]:
+    """Forget a stage and every later one that reads what it makes, outputs and all; their names."""
+    forgotten, gone = [], []
+    for stage in stages[index_of(stages, name, "--redo") :]:
+        if stage.name != name and not any(_overlap(i, path) for i in stage.inputs for path in gone):
+            continue
+        for path in (manifest_path(run, stage), started_path(run, stage), *map(Path, stage.outputs)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        gone += stage.outputs
+        forgotten.append(stage.name)
+    return forgotten
+
+
+def _overlap(one: str, other: str) -> bool:
+    return Path(one).is_relative_to(other) or Path(other).is_relative_to(one)
+
+
+def index_of(stages: Sequence[Stage], name: str, option: str) -> int:
+    """Where a stage stands in the list; ValueError that names the option and the stages there are."""
+    names = [stage.name for stage in stages]
+    if name not in names:
+        raise ValueError(f"{option} {name}: no such stage; the recipe has {', '.join(names)}")
+    return names.index(name)
 
 
 def run_stage(run: Path, stage: Stage, execute: Callable[[list[str]], None]) -> float:
@@ -83,26 +175,21 @@ def run_stage(run: Path, stage: Stage, execute: Callable[[list[str]], None]) -> 
         raise ValueError(
             f"stage {stage.name}: input {missing[0]} is missing; run the stage that makes it first"
         )
-    inputs = {name: fingerprint(name) for name in stage.inputs}
+    begun = _record(stage, inputs=stage.inputs)
+    manifest_path(run, stage).unlink(missing_ok=True)
+    write_json(started_path(run, stage), begun)
     started = time.monotonic()
     execute(list(stage.command))
     seconds = time.monotonic() - started
-    outputs = {name: fingerprint(name) for name in stage.outputs}
-    absent = [name for name, digest in outputs.items() if not digest]
+    made = _record(stage, outputs=stage.outputs)
+    absent = [name for name, digest in made["outputs"].items() if not digest]
     if absent:
         raise ValueError(
             f"stage {stage.name} ended without writing {absent[0]}; its command was: {stage.shell}"
         )
-    manifest = {
-        "stage": stage.name,
-        "version": __version__,
-        "command": list(stage.command),
-        "shell": stage.shell,
-        "inputs": inputs,
-        "outputs": outputs,
-        "seconds": seconds,
-    }
-    write_json(manifest_path(run, stage), manifest)
+    manifest = {**begun, **made, "files": begun["files"] | made["files"], "seconds": seconds}
+    write_json(manifest_path(run, stage), manifest | spent(run / stage.name))
+    started_path(run, stage).unlink()
     return seconds
 
 
@@ -111,6 +198,7 @@ def run_stages(
     stages: Sequence[Stage],
     execute: Callable[[list[str]], None],
     say: Callable[[str], None] = print,
+    refuse: bool = False,
 ) -> dict[str, float]:
     """Run the stages in order, skipping what is done; seconds by stage (0 for a skipped one).
 
@@ -118,6 +206,7 @@ def run_stages(
         run: the run's folder; manifests go below it.
         execute: runs one command's arguments, `llama2_pl.cli.main` in use.
         say: where progress lines go.
+        refuse: raise where a stage was done, or begun, with something else; False: make it again.
     """
     run, seconds, pace = Path(run), {}, None
     left = sum(stage.share for stage in stages)
@@ -128,6 +217,8 @@ def run_stages(
             seconds[stage.name] = 0.0
             left -= stage.share
             continue
+        if refuse and not stage.derived:
+            _refuse_changes(run, stage)
         eta = f" · about {_minutes(left * pace)} left" if pace else ""
         say(f"{title}: {stage.about}{eta}\n    $ {stage.shell}")
         seconds[stage.name] = run_stage(run, stage, execute)
@@ -136,6 +227,14 @@ def run_stages(
         pace = sum(seconds[s.name] for s in ran) / max(sum(s.share for s in ran), 1e-9)
         say(f"    {stage.name} took {seconds[stage.name]:.0f} s")
     return seconds
+
+
+def _refuse_changes(run: Path, stage: Stage) -> None:
+    if found := changes(run, stage):
+        raise ValueError(
+            f"stage {stage.name} in {run} no longer matches: {'; '.join(found)}. Put it back, or make the stage and "
+            f"all that depends on it again with --redo {stage.name}, or give a fresh --out folder"
+        )
 
 
 def _minutes(seconds: float) -> str:
