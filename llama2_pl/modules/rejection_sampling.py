@@ -26,8 +26,8 @@ class RejectionSamplingModule(PolicyModule):
 
     Llama 2 §3.2.3: K is not stated; Fig. 26 uses 20, Fig. 7 and 8 explore 1 to 100. The best temperature for an
     RLHF model with 10 to 100 samples is 1.2 to 1.3, and moves with each version.
-    One file per batch, written whole or not at all: a killed run loses at most a batch, and the next run skips
-    what is done. Randomness depends on (seed, prompt, temperature) alone: batch size and restarts change nothing
+    One file per batch and rank, written whole or not at all: a killed run loses at most a batch, and the next run
+    skips what is done, be it on another number of devices. Randomness depends on (seed, prompt, temperature) alone: batch size and restarts change nothing
     but the rounding of matrix products.
 
     Args:
@@ -89,18 +89,21 @@ class RejectionSamplingModule(PolicyModule):
 
     def on_predict_start(self) -> None:
         super().on_predict_start()
-        self._run_key = run_key(dict(self.hparams), weights_fingerprint(self.policy))
+        assert self.rewards is not None
+        networks = [self.policy, *(model for model in self.rewards if model is not None)]
+        self._run_key = run_key(dict(self.hparams), [weights_fingerprint(network) for network in networks])
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One row per prompt: its index, its answers with their scores, and which is best."""
         number = batch_idx * self.data_ranks() + self.data_rank()
         path = Path(self.hparams["out"]) / f"batch-{number:06d}.json"
-        index = batch.index.tolist()
-        done = finished_rows(path, self._run_key, index)
+        asked = hashlib.sha256(json.dumps([batch.index.tolist(), batch.prompts]).encode()).hexdigest()
+        done = finished_rows(path, self._run_key, asked)
         if done is not None:
             return done
         rows = self.answer(batch)
-        write_text(path, json.dumps({"run": self._run_key, "rows": rows}, ensure_ascii=False))
+        content = {"run": self._run_key, "asked": asked, "rows": rows}
+        write_text(path, json.dumps(content, ensure_ascii=False))
         return rows
 
     def answer(self, batch: PromptBatch) -> list[dict[str, Any]]:
@@ -177,21 +180,20 @@ def best_sample(samples: list[dict[str, Any]]) -> int | None:
     return max(finished, key=lambda k: samples[k]["score"]) if finished else None
 
 
-def run_key(hyper_parameters: dict[str, Any], fingerprint: str) -> str:
+def run_key(hyper_parameters: dict[str, Any], fingerprints: list[str]) -> str:
     """Names what a batch file depends on: settings and weights, but not where the file lies or how it is cut."""
     free = {"out", "scoring_batch", "generation_batch"}
     settings = {key: value for key, value in hyper_parameters.items() if key not in free}
-    text = json.dumps([settings, fingerprint], sort_keys=True)
+    text = json.dumps([settings, fingerprints], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def finished_rows(path: Path, key: str, index: list[int]) -> list[dict[str, Any]] | None:
+def finished_rows(path: Path, key: str, asked: str) -> list[dict[str, Any]] | None:
     """The rows of a batch file of this very run and these prompts; None where they must be made."""
     if not path.exists():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
-    same = content["run"] == key and [row["index"] for row in content["rows"]] == index
-    return content["rows"] if same else None
+    return content["rows"] if (content["run"], content["asked"]) == (key, asked) else None
 
 
 def merge_winners(folder: str | list[str], out: str) -> int:
@@ -212,7 +214,11 @@ def merge_winners(folder: str | list[str], out: str) -> int:
 
 
 def read_rows(folder: str) -> list[dict[str, Any]]:
-    """The rows of all batch files of a folder, which must be of one run."""
+    """The rows of all batch files of a folder, which must be of one run; each prompt once, in order.
+
+    A run that went on with other batches (more devices, another batch size) leaves files of the old ones behind.
+    Their answers are the same, for they depend on nothing but the run and the prompt.
+    """
     paths = sorted(Path(folder).glob("batch-*.json"))
     if not paths:
         raise ValueError(
@@ -224,7 +230,8 @@ def read_rows(folder: str) -> list[dict[str, Any]]:
             raise ValueError(
                 f"{path}: of another run than {paths[0].name}; remove the folder and sample again"
             )
-    return [row for content in contents for row in content["rows"]]
+    by_index = {row["index"]: row for content in contents for row in content["rows"]}
+    return [by_index[index] for index in sorted(by_index)]
 
 
 def _winning_dialogue(row: dict[str, Any], folder: str) -> dict[str, Any] | None:

@@ -1,0 +1,106 @@
+"""Rejection sampling killed on one device and finished on two: no prompt lost, none answered differently or twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning as L
+import pytest
+
+from llama2_pl.data import PromptDataModule
+from llama2_pl.modules import PretrainModule, RejectionSamplingModule, RewardModule
+from llama2_pl.modules.rejection_sampling import read_rows
+
+PROMPTS, BATCH, K = 7, 2, 3
+
+
+@pytest.fixture
+def settings(config, save, tokenizer_path, tmp_path) -> tuple[dict, dict]:
+    prompts = tmp_path / "prompts.jsonl"
+    rows = [
+        {"prompt": [{"role": "user", "content": f"cat {n}"}], "is_safety": n % 3 == 0} for n in range(PROMPTS)
+    ]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    module = {
+        "policy": save(PretrainModule(config), "policy.ckpt"),
+        "helpfulness_reward": save(RewardModule(config), "helpfulness.ckpt"),
+        "safety_reward": save(RewardModule(config), "safety.ckpt"),
+        "tokenizer": tokenizer_path,
+        "out": str(tmp_path / "out"),
+        "samples_per_prompt": K,
+        "max_new_tokens": 5,
+    }
+    return module, {"prompts": str(prompts), "tokenizer": tokenizer_path, "batch_size": BATCH}
+
+
+def answers(rows: list[dict]) -> dict[int, list]:
+    return {row["index"]: [sample["ids"] for sample in row["samples"]] for row in rows}
+
+
+def test_a_run_killed_on_one_device_is_finished_on_two(trainer, settings, tmp_path, monkeypatch):
+    module, data = settings
+    whole = {**module, "out": str(tmp_path / "whole")}
+    trainer().predict(RejectionSamplingModule(**whole), datamodule=PromptDataModule(**data))
+    expected = answers(read_rows(whole["out"]))
+    assert list(expected) == list(range(PROMPTS)) and all(len(ids) == K for ids in expected.values())
+
+    original = RejectionSamplingModule.answer
+
+    def killed_at_the_third_batch(self, batch):
+        if 4 in batch.index.tolist():
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    monkeypatch.setattr(RejectionSamplingModule, "answer", killed_at_the_third_batch)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer().predict(RejectionSamplingModule(**module), datamodule=PromptDataModule(**data))
+    assert sorted(answers(read_rows(module["out"]))) == [0, 1, 2, 3]
+
+    monkeypatch.undo()
+    for rank in range(2):  # as DDP on two devices, one after the other
+        kwargs = {"num_replicas": 2, "rank": rank}
+        monkeypatch.setattr(
+            L.Trainer, "distributed_sampler_kwargs", property(lambda self, kwargs=kwargs: kwargs)
+        )
+        rows = trainer(use_distributed_sampler=False).predict(
+            RejectionSamplingModule(**module), datamodule=PromptDataModule(**data)
+        )
+        assert [row["index"] for batch in rows for row in batch] == [[0, 2, 4, 6], [1, 3, 5]][rank]
+    # each batch of two prompts is one of either rank; the last prompt is the first rank's alone
+    assert len(list(Path(module["out"]).glob("batch-*.json"))) == PROMPTS
+    assert answers(read_rows(module["out"])) == expected
+
+
+def test_a_run_on_fewer_devices_does_not_repeat_the_prompts_of_files_left_behind(settings, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    for number, index in enumerate(
+        [[0, 1], [2, 3], [2], [3]]
+    ):  # the last two are from when there were two ranks
+        rows = [{"index": i, "samples": [], "best": None} for i in index]
+        (folder / f"batch-{number:06d}.json").write_text(json.dumps({"run": "a", "rows": rows}))
+    assert [row["index"] for row in read_rows(str(folder))] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("change", ["prompts", "reward"])
+def test_answers_to_other_prompts_or_by_another_reward_model_are_not_taken(
+    trainer, settings, save, config, change
+):
+    module, data = settings
+
+    def run() -> list[dict]:
+        trainer().predict(RejectionSamplingModule(**module), datamodule=PromptDataModule(**data))
+        return read_rows(module["out"])
+
+    before = run()
+    assert run() == before
+    if change == "prompts":
+        path = Path(data["prompts"])
+        path.write_text(path.read_text().replace("cat 0", "dog 0"))
+        assert run()[0]["messages"][0]["content"] == "dog 0"
+    else:
+        save(RewardModule(config), "helpfulness.ckpt")  # same path, other weights
+        after = run()
+        assert answers(after) == answers(before)
+        assert after[1]["samples"][0]["score"] != before[1]["samples"][0]["score"]
