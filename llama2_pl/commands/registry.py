@@ -37,6 +37,18 @@ TOOLS: dict[str, Tool] = {
     "collect": Tool(
         "llama2_pl.rlhf.collect:collect_preferences", "sample two variants, rate them with the oracle"
     ),
+    "rlhf": Tool("llama2_pl.rlhf.driver:rlhf", "versions 1 to N: ratings, reward models, best of K, PPO"),
+    "rlhf held-out": Tool(
+        "llama2_pl.rlhf.versions:split_held_out", "prompts to choose by, prompts to report on"
+    ),
+    "rlhf temperature": Tool(
+        "llama2_pl.rlhf.versions:tune_temperature", "the temperature with the best of K samples"
+    ),
+    "rlhf pool": Tool("llama2_pl.rlhf.pool:update_pool", "best samples of all versions, scored anew"),
+    "rlhf choose": Tool(
+        "llama2_pl.rlhf.versions:choose_checkpoint", "a version's checkpoint, against the version before"
+    ),
+    "rlhf compare": Tool("llama2_pl.rlhf.versions:compare_versions", "all versions on held-out prompts"),
     "winners": Tool(
         "llama2_pl.modules.rejection_sampling:merge_winners", "merge best-of-K answers of all iterations"
     ),

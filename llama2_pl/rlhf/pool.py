@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 from llama2_pl.data.readers.common import write_jsonl
 from llama2_pl.modules.rejection_sampling import read_rows
+from llama2_pl.rlhf.collect import dialog_of
 from llama2_pl.rlhf.evaluate import Judges, PromptTask, load_judges
 from llama2_pl.rlhf.stages import fingerprint, write_json
-from llama2_pl.text.chat import Dialog
 from llama2_pl.text.tags import strip_control_tags
 
 Policy = Literal["previous", "all"]
@@ -125,10 +125,7 @@ def best_entries(rows: Iterable[dict[str, Any]], version: int, sampler: str, kee
 
 def rescored(entries: Sequence[Entry], judges: Judges, version: int) -> list[Entry]:
     """The entries with their scores by the reward models of `version` beside those that they have."""
-    asked = [
-        PromptTask(Dialog.of([(m["role"], m["content"]) for m in entry.messages]), entry.is_safety, None)
-        for entry in entries
-    ]
+    asked = [PromptTask(dialog_of(entry._asdict()), entry.is_safety, None) for entry in entries]
     columns = judges.scores(asked, [entry.answer for entry in entries])
     rows = zip(entries, *(column.tolist() for column in columns), strict=True)
     return [

@@ -143,7 +143,7 @@ def is_done(run: Path, stage: Stage) -> bool:
     return manifest_path(run, stage).exists() and not changes(run, stage)
 
 
-def redo(run: Path, stages: Sequence[Stage], name: str) -> list[str]:
+def forget(run: Path, stages: Sequence[Stage], name: str) -> list[str]:
     """Forget a stage and every later one that reads what it makes, outputs and all; their names."""
     forgotten, gone = [], []
     for stage in stages[index_of(stages, name, "--redo") :]:

@@ -1,0 +1,187 @@
+"""`llama2-pl rlhf`: versions 1 to N of the loop, over the stage runner (Llama 2 §3.2.3).
+
+What the stages are is in `plan.py`. Every one is a `llama2-pl` command that can be typed as its manifest has it; its
+configs, with the version's paths in them, lie in `<out>/<version>/configs`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+from llama2_pl.rlhf.plan import fine_tune_init, plan
+from llama2_pl.rlhf.recipe import configs_folder, execute, fill_configs, recipe
+from llama2_pl.rlhf.settings import TRAINED, Every, Files, Loop, Ratings, Sampling, Start
+from llama2_pl.rlhf.stages import Stage, forget, index_of, run_stages
+
+
+def rlhf(
+    out: str,
+    files: Files,
+    configs: dict[str, list[str]],
+    options: dict[str, dict[str, float | int | str | bool]] | None = None,
+    ratings: Ratings = Ratings(),  # noqa: B008 (frozen)
+    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    every: Every = Every(),  # noqa: B008 (frozen)
+    start: Start | None = None,
+    versions: int = 5,
+    ppo_from: int = 5,
+    fine_tune_from: Literal["base", "previous"] = "base",
+    teacher: str | None = None,
+    answers_per_prompt: int = 4,
+    seed: int = 0,
+    until: str | None = None,
+    redo: str | None = None,
+) -> None:
+    """Run versions 1 to N; what is done is skipped, what no longer matches is refused, a killed stage goes on.
+
+    Args:
+        out: the run's folder.
+        files: checkpoints, prompts and preferences to start from.
+        configs: by training stage (reward_helpfulness, reward_safety, best_of_k, fine_tune, ppo) its config files,
+            packaged ones by their path below `configs/`; the paths of a version come after them.
+        options: by training stage, what wins over its configs: {ppo: {model.beta: 0.02}}.
+        ratings: how preferences are collected.
+        sampling: rejection sampling and its pool.
+        every: how often is saved and looked.
+        start: a folder to start from.
+        versions: how many; more can be added later.
+        ppo_from: first version with PPO on top of rejection sampling; the paper's first four had none.
+        fine_tune_from: "base", as the paper; "previous": the version before.
+        teacher: folder of a bigger model's finished run, whose samples and reward models are used: none are made.
+            The paper sampled with its largest model alone (§3.2.3).
+        answers_per_prompt: answers to a held-out prompt where checkpoints are chosen and versions compared.
+        seed: of everything random; a version adds its number.
+        until: name of the last stage to run, for example v2/pool.
+        redo: name of a stage to make again, with all that depends on it.
+    """
+    folder = None if start is None else prepare(start)
+    over = None if teacher is None else Path(teacher)
+    parts = (Path(out), filled(files, folder), configs, options or {}, ratings, sampling, every)
+    loop = Loop(*parts, versions, ppo_from, fine_tune_from, over, answers_per_prompt, seed)
+    check(loop)
+    stages = plan(loop)
+    if until is not None:
+        stages = stages[: index_of(stages, until, "--until") + 1]
+    if redo is not None:
+        print(f"made again: {', '.join(forget(loop.out, stages, redo))}")
+    write_configs(loop)
+    run_stages(loop.out, without_ratings_to_come(loop, stages), execute, refuse=True)
+
+
+def prepare(start: Start) -> str:
+    """Run the recipe that makes the folder, if there is one; the folder."""
+    if start.recipe is not None:
+        recipe(start.recipe, start.folder, until=start.until)
+    return start.folder
+
+
+def filled(files: Files, start: str | None) -> Files:
+    """The files with $START filled in."""
+
+    def fill(path: str) -> str:
+        if "$START" in path and start is None:
+            raise ValueError(f"{path}: $START is not set; give --start.folder")
+        return path.replace("$START", start or "")
+
+    values = {entry.name: getattr(files, entry.name) for entry in fields(files)}
+    known: dict[str, Any] = {
+        name: fill(value) if isinstance(value, str) else [fill(path) for path in value]
+        for name, value in values.items()
+    }
+    return Files(**known)
+
+
+def check(loop: Loop) -> None:
+    """Refuse what would otherwise fail, or be ignored, hours later."""
+    if loop.versions < 1:
+        raise ValueError(f"versions is {loop.versions}; give at least 1")
+    used = set(TRAINED) if loop.teacher is None else {"fine_tune", "ppo"}
+    used -= set() if loop.ppo_from <= loop.versions else {"ppo"}
+    if missing := used - set(loop.configs):
+        raise ValueError(
+            f"configs: no config files for {min(missing)}; give a list, for example [stage/sft.yaml]"
+        )
+    if unknown := (set(loop.configs) | set(loop.options)) - set(TRAINED):
+        raise ValueError(
+            f"configs or options: no stage {min(unknown)!r}; the stages are {', '.join(TRAINED)}"
+        )
+
+
+def write_configs(loop: Loop) -> None:
+    """Copy the packaged configs in use into the run, and write the paths of each version."""
+    root = configs_folder("rlhf").parent
+    for entry in {
+        entry for entries in loop.configs.values() for entry in entries if not Path(entry).exists()
+    }:
+        if not (root / entry).is_file():
+            raise ValueError(f"configs: {entry} is no file, and there is no packaged {root / entry}")
+        _copy(root / entry, loop.out / "configs" / entry)
+    for path in (root / "backbone").glob("*.yaml"):  # which size/*.yaml name
+        _copy(path, loop.out / "configs/backbone" / path.name)
+    for version in range(1, loop.versions + 1):
+        fill_configs(root / "rlhf/stages", Path(loop.at(version, "configs")), variables(loop, version))
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def variables(loop: Loop, version: int) -> dict[str, str]:
+    """What the $NAMES of configs/rlhf/stages/ stand for in a version."""
+    judges, files = loop.judges(version), loop.files
+    return {
+        "V": loop.at(version),
+        "NAME": f"v{version}",
+        "SEED": str(loop.seed_of(version)),
+        "CURRENT": loop.policy(version - 1),
+        "FROM": fine_tune_init(loop, version),
+        "TUNED": loop.at(version, "fine_tune/checkpoints/last.ckpt"),
+        "TOKENIZER": files.tokenizer,
+        "PROMPTS": files.prompts,
+        "SELECT": loop.half("select"),
+        "POOL": f"{loop.pool(version)}/train.jsonl",
+        "HELPFUL": json.dumps(loop.rated(version, "helpful")),
+        "SAFETY": json.dumps(loop.rated(version, "safety")),
+        "HELPFUL_VAL": json.dumps(files.helpful_val),
+        "SAFETY_VAL": json.dumps(files.safety_val),
+        "HELPFULNESS_REWARD": judges["helpfulness_reward"],
+        "SAFETY_REWARD": judges["safety_reward"],
+        "K": str(loop.sampling.samples_per_prompt),
+        "MAX_NEW_TOKENS": str(loop.sampling.max_new_tokens),
+        "SAVE_EVERY": str(loop.every.save),
+        "CANDIDATE_EVERY": str(loop.every.candidate),
+        "LOOK_EVERY": str(loop.every.look),
+        "GOLD": gold_judge(files.prompts),
+        "CACHE": str(loop.out / "cache"),
+    }
+
+
+def gold_judge(prompts: str) -> str:
+    """The oracle for the PPO doctor, where the prompts have the tasks that it knows the truth about."""
+    with open(prompts, encoding="utf-8") as lines:
+        known = "task" in json.loads(next(lines, "{}"))
+    oracle = {"class_path": "llama2_pl.callbacks.OracleReward", "init_args": {"prompts": [prompts]}}
+    return json.dumps(oracle if known else None)
+
+
+def without_ratings_to_come(loop: Loop, stages: list[Stage]) -> list[Stage]:
+    """The stages before the first version that people have still to rate answers for; says what is waited for."""
+    if loop.ratings.folder is None or loop.teacher is not None:
+        return stages
+    for version in range(1, loop.versions + 1):
+        absent = [
+            path for kind in ("helpful", "safety") if not Path(path := loop.batch(version, kind)).exists()
+        ]
+        first = f"v{version}/reward_helpfulness"
+        if absent and first in [stage.name for stage in stages]:
+            rated = " and ".join(loop.policy(number) for number in (version - 1, version - 2) if number >= 0)
+            print(
+                f"v{version} waits for ratings of answers of {rated}: put them in {', '.join(absent)}, run again"
+            )
+            return stages[: index_of(stages, first, "stage")]
+    return stages

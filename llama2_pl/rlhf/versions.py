@@ -1,0 +1,328 @@
+"""What each version of RLHF decides by measuring: its temperature, its checkpoint, and how far it has come."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from llama2_pl.checkpoints.ours import load_language_model
+from llama2_pl.data.dialogues import opening
+from llama2_pl.data.readers.common import write_jsonl
+from llama2_pl.data.sampling import is_held_out
+from llama2_pl.evaluation.answers import room_for_prompt
+from llama2_pl.evaluation.best_of_n import best_temperature
+from llama2_pl.evaluation.intervals import Interval, bootstrap
+from llama2_pl.evaluation.win_rate import win_rate
+from llama2_pl.model.heads import LanguageModel
+from llama2_pl.rlhf.collect import dialog_of
+from llama2_pl.rlhf.evaluate import (
+    Judges,
+    PromptTask,
+    Speaker,
+    best_of_n,
+    gold_scores,
+    load_judges,
+    prompts_that_fit,
+    reward_models,
+    sample_dialogues,
+)
+from llama2_pl.rlhf.stages import fingerprint, write_json
+
+
+class Heard(NamedTuple):
+    """Scores of a model's k answers to each of P prompts, (P, k) each, linear; gold None where nobody knows it."""
+
+    helpfulness: Tensor
+    safety: Tensor
+    reward: Tensor
+    gold: Tensor | None
+
+
+def split_held_out(prompts: str, out: str) -> None:
+    """Write out/select.jsonl, which temperatures and checkpoints are chosen on, and out/test.jsonl for the report.
+
+    Our choice: halves by a hash of the first user message, so that what is reported was never chosen by.
+
+    Args:
+        prompts: rows of prompts that nothing trains on.
+        out: folder of the two files.
+    """
+    with open(prompts, encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    for name, half in (("select", True), ("test", False)):
+        kept = [row for row in rows if is_held_out(opening(dialog_of(row)), 0.5) is half]
+        if not kept:
+            raise ValueError(f"{prompts}: {len(rows)} prompts are too few for two halves; give more")
+        write_jsonl(Path(out) / f"{name}.jsonl", kept)
+
+
+def tune_temperature(
+    policy: str,
+    tokenizer: str,
+    prompts: str,
+    helpfulness_reward: str,
+    safety_reward: str,
+    out: str,
+    temperatures: Sequence[float] = (0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5),
+    samples: int = 20,
+    limit: int | None = None,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+) -> None:
+    """Pick the temperature at which the best of N samples has the highest reward; it moves with each version.
+
+    Llama 2 §3.2.3, fig. 8. Writes out/sweep.json (max and median against N for each temperature) and
+    out/config.yaml, a config for `llama2-pl predict` with that temperature.
+
+    Args:
+        policy: checkpoint of the model that will be sampled from.
+        tokenizer: tokenizer.model of all models.
+        prompts: held-out prompts.
+        helpfulness_reward: checkpoint of the newest helpfulness reward model.
+        safety_reward: checkpoint of the newest safety reward model.
+        out: folder of the two files.
+        temperatures: to try; by default those of the figure.
+        samples: N, as many as rejection sampling will draw.
+        limit: use only the first prompts.
+        max_new_tokens: longest answer.
+        seed: of the samples.
+    """
+    model, judges, asked = _ready(
+        policy, prompts, helpfulness_reward, safety_reward, tokenizer, limit, max_new_tokens
+    )
+    speak = Speaker(judges.tokenizer, max_new_tokens, seed)
+    found = best_of_n(model, asked, judges, speak, temperatures, samples)
+    best = best_temperature(found["by_temperature"], samples)
+    write_json(Path(out) / "sweep.json", {"temperature": best, "samples": samples, **found})
+    write_json(Path(out) / "config.yaml", {"model": {"init_args": {"temperatures": [best]}}})  # JSON is YAML
+    print(f"temperature {best:g}: highest reward of the best of {samples}")
+
+
+def choose_checkpoint(
+    candidates: Sequence[str],
+    previous: str,
+    tokenizer: str,
+    prompts: str,
+    helpfulness_reward: str,
+    safety_reward: str,
+    out: str,
+    answers_per_prompt: int = 1,
+    limit: int | None = None,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+) -> None:
+    """Pick the checkpoint with the highest mean reward and compare it with the version before.
+
+    Llama 2 §3.4.1: "the latest reward models" choose. Writes out/choice.json and out/policy.ckpt, a link to the
+    chosen file where the disk can, else a copy.
+
+    Args:
+        candidates: checkpoints, or folders of several.
+        previous: checkpoint of the version before.
+        tokenizer: tokenizer.model of all models.
+        prompts: held-out prompts; where all have a `task`, gold scores are given too. They choose nothing.
+        helpfulness_reward: checkpoint of the newest helpfulness reward model.
+        safety_reward: checkpoint of the newest safety reward model.
+        out: folder of the two files.
+        answers_per_prompt: of each candidate; more of them, less noise.
+        limit: use only the first prompts.
+        max_new_tokens: longest answer.
+        seed: of the answers.
+    """
+    before, judges, asked = _ready(
+        previous, prompts, helpfulness_reward, safety_reward, tokenizer, limit, max_new_tokens
+    )
+    speak = Speaker(judges.tokenizer, max_new_tokens, seed)
+    paths = [path for given in candidates for path in checkpoints_in(given)]
+    heard = {path: listen(_load(path), asked, judges, speak, answers_per_prompt) for path in paths}
+    rival = listen(before, asked, judges, speak, answers_per_prompt)
+    best = max(paths, key=lambda path: heard[path].reward.mean().item())
+    result: dict[str, Any] = {
+        "chosen": best,
+        "sha256": fingerprint(best),
+        "candidates": {path: _means(found) for path, found in heard.items()},
+        "previous": _means(rival),
+        "win_rate": {"reward": win_rate(heard[best].reward, rival.reward)},
+    }
+    if (gold := heard[best].gold) is not None and rival.gold is not None:
+        result["win_rate"]["gold"] = win_rate(gold, rival.gold)
+    link_checkpoint(Path(best), Path(out) / "policy.ckpt")
+    write_json(Path(out) / "choice.json", result)
+    for judge, row in result["win_rate"].items():
+        print(f"{best}: preferred by the {judge} {row['mean']:.1%} [{row['low']:.1%}, {row['high']:.1%}]")
+
+
+def compare_versions(
+    run: str,
+    policies: dict[str, str],
+    tokenizer: str,
+    prompts: Sequence[str],
+    helpfulness_reward: str,
+    safety_reward: str,
+    out: str,
+    helpful_pairs: Sequence[str] = (),
+    safety_pairs: Sequence[str] = (),
+    answers_per_prompt: int = 4,
+    limit: int | None = None,
+    max_new_tokens: int = 512,
+    seed: int = 0,
+    about: str | None = None,
+) -> None:
+    """All versions on held-out prompts, by one pair of reward models and by the gold score where it is known.
+
+    Llama 2 §3.4.1 and figs. 11 and 20: each version against the one before, rewards that move right, and the gap
+    between reward and quality.
+
+    Args:
+        run: folder whose `<version>/pool` and `<version>/temperature` are put into the results.
+        policies: checkpoints by version, in order; the first is the start.
+        tokenizer: tokenizer.model of all models.
+        prompts: files of held-out prompts that nothing was chosen by.
+        helpfulness_reward: checkpoint of the newest helpfulness reward model.
+        safety_reward: checkpoint of the newest safety reward model.
+        out: the result file, for `llama2-pl report`.
+        helpful_pairs: held-out preference files for the helpfulness model.
+        safety_pairs: held-out preference files for the safety model.
+        answers_per_prompt: of each version; more of them, less noise.
+        limit: use only the first prompts of each file.
+        max_new_tokens: longest answer.
+        seed: of the answers.
+        about: a sentence for the report's head.
+    """
+    networks = {name: _load(path) for name, path in policies.items()}
+    judges = load_judges(helpfulness_reward, safety_reward, tokenizer)
+    speak = Speaker(judges.tokenizer, max_new_tokens, seed)
+    first = next(iter(networks.values()))
+    asked = prompts_that_fit(prompts, limit, judges.tokenizer, room_for_prompt(first, max_new_tokens))
+    heard = {
+        name: listen(model, asked, judges, speak, answers_per_prompt) for name, model in networks.items()
+    }
+    results = {"about": about, "parameters": first.config.num_parameters(), **judged(heard)}
+    results["versions"] = [_version_row(Path(run), name, heard) for name in heard]
+    results |= reward_models(judges, helpful_pairs, safety_pairs)
+    results["samples"] = sample_dialogues(networks, asked, speak)
+    write_json(Path(out), results)
+    for row in results["versions"]:
+        parts = [f"{key} {row[key]['mean']:.3f}" for key in ("reward", "gold", "gap") if row[key]]
+        print(f"{row['version']}: {', '.join(parts)}")
+
+
+def listen(
+    model: LanguageModel, rows: Sequence[PromptTask], judges: Judges, speak: Speaker, each: int
+) -> Heard:
+    """Let a model answer each prompt `each` times at temperature 1, and score the answers."""
+    answers = speak(model, rows, 1.0, each)
+    helpfulness, safety, reward = (column.view(len(rows), each) for column in judges.scores(rows, answers))
+    gold = None
+    if all(row.task is not None for row in rows):
+        repeated = [row for row in rows for _ in range(each)]
+        gold = gold_scores(repeated, answers).view(len(rows), each)
+    return Heard(helpfulness, safety, reward, gold)
+
+
+def judged(heard: dict[str, Heard]) -> dict[str, Any]:
+    """Scores of each model and win rates over the model before it, under the names that the report knows."""
+    pairs = dict(zip(list(heard)[1:], heard, strict=False))
+    results: dict[str, Any] = {
+        "judged": {
+            name: {
+                "helpfulness": bootstrap(found.helpfulness.sigmoid().mean(1)),
+                "safety": bootstrap(found.safety.sigmoid().mean(1)),
+                "combined": bootstrap(found.reward.mean(1)),
+            }
+            for name, found in heard.items()
+        },
+        "judged_win_rate": {
+            f"{a} vs {b}": win_rate(heard[a].reward, heard[b].reward) for a, b in pairs.items()
+        },
+    }
+    gold = {name: found.gold for name, found in heard.items() if found.gold is not None}
+    if gold:
+        results["gold"] = {name: bootstrap(scores.mean(1)) for name, scores in gold.items()}
+        results["win_rate"] = {f"{a} vs {b}": win_rate(gold[a], gold[b]) for a, b in pairs.items()}
+    return results
+
+
+def goodhart_gap(now: Heard, start: Heard) -> Interval | None:
+    """How much more the reward rose than the gold score, both in standard deviations of the start's answers.
+
+    Our choice of a scale on which both can be compared; above 0 the reward models are pleased with more than there is.
+    """
+    if now.gold is None or start.gold is None:
+        return None
+    rises = [
+        (after.mean(1) - before.mean(1)) / before.std(correction=0).clamp(min=1e-6)
+        for after, before in ((now.reward, start.reward), (now.gold, start.gold))
+    ]
+    return bootstrap(rises[0] - rises[1])
+
+
+def checkpoints_in(path: str) -> list[str]:
+    """The checkpoints of a folder, or the path itself where it is one."""
+    found = sorted(map(str, Path(path).glob("*.ckpt"))) if Path(path).is_dir() else []
+    return found or [path]
+
+
+def link_checkpoint(source: Path, target: Path) -> None:
+    """The same checkpoint under another name: hard links where the disk has them, else a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link)
+    else:
+        _link(str(source), str(target))
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _load(path: str) -> LanguageModel:
+    return load_language_model(path).eval()
+
+
+def _ready(
+    policy: str,
+    prompts: str,
+    helpfulness_reward: str,
+    safety_reward: str,
+    tokenizer: str,
+    limit: int | None,
+    max_new_tokens: int,
+) -> tuple[LanguageModel, Judges, list[PromptTask]]:
+    model, judges = _load(policy), load_judges(helpfulness_reward, safety_reward, tokenizer)
+    asked = prompts_that_fit([prompts], limit, judges.tokenizer, room_for_prompt(model, max_new_tokens))
+    return model, judges, asked
+
+
+def _means(found: Heard) -> dict[str, Interval]:
+    gold = {} if found.gold is None else {"gold": bootstrap(found.gold.mean(1))}
+    return {"reward": bootstrap(found.reward.mean(1)), **gold}
+
+
+def _version_row(run: Path, name: str, heard: dict[str, Heard]) -> dict[str, Any]:
+    """A version's line of the report; what it has not (the start has no pool) is None."""
+    start, mine = next(iter(heard)), heard[name]
+    return {
+        "version": name,
+        "gold": None,
+        **_means(mine),
+        "gap": None if name == start else goodhart_gap(mine, heard[start]),
+        "temperature": _read(run / name / "temperature/sweep.json").get("temperature"),
+        "sweep": _read(run / name / "temperature/sweep.json").get("by_temperature"),
+        "pool": _read(run / name / "pool/lineage.json") or None,
+        "choice": _read(run / name / "choice/choice.json") or None,
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
