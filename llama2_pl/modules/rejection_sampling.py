@@ -27,8 +27,8 @@ class RejectionSamplingModule(PolicyModule):
     Llama 2 §3.2.3: K is not stated; Fig. 26 uses 20, Fig. 7 and 8 explore 1 to 100. The best temperature for an
     RLHF model with 10 to 100 samples is 1.2 to 1.3, and moves with each version.
     One file per batch and rank, written whole or not at all: a killed run loses at most a batch, and the next run
-    skips what is done, be it on another number of devices. Randomness depends on (seed, prompt, temperature) alone: batch size and restarts change nothing
-    but the rounding of matrix products.
+    skips what is done, be it on another number of devices. Randomness depends on (seed, prompt, temperature) alone:
+    batch size and restarts change nothing but the rounding of matrix products.
 
     Args:
         policy: checkpoint of the model that answers.

@@ -22,7 +22,7 @@ def rlhf(
     out: str,
     files: Files,
     configs: dict[str, list[str]],
-    options: dict[str, dict[str, float | int | str | bool]] | None = None,
+    options: dict[str, dict[str, bool | int | float | str]] | None = None,
     ratings: Ratings = Ratings(),  # noqa: B008 (frozen)
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     every: Every = Every(),  # noqa: B008 (frozen)

@@ -14,7 +14,7 @@ TRAINED = {
     "fine_tune": "fit",
     "ppo": "fit",
 }
-Options = dict[str, dict[str, float | int | str | bool]]
+Options = dict[str, dict[str, bool | int | float | str]]
 
 
 @dataclass(frozen=True)
