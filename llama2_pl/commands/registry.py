@@ -49,6 +49,7 @@ TOOLS: dict[str, Tool] = {
         "llama2_pl.rlhf.versions:choose_checkpoint", "a version's checkpoint, against the version before"
     ),
     "rlhf compare": Tool("llama2_pl.rlhf.versions:compare_versions", "all versions on held-out prompts"),
+    "rlhf study": Tool("llama2_pl.rlhf.study:study", "one loop with overrides and several seeds, one table"),
     "winners": Tool(
         "llama2_pl.modules.rejection_sampling:merge_winners", "merge best-of-K answers of all iterations"
     ),

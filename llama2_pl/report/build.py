@@ -8,6 +8,7 @@ from llama2_pl.report import figures, page
 from llama2_pl.report.doctor import doctor
 from llama2_pl.report.metrics import read_curve, read_json
 from llama2_pl.report.rewards import reward_models, scaling
+from llama2_pl.report.versions import versions
 
 NAMES = {
     "sft": "SFT",
@@ -36,8 +37,8 @@ def build_report(run: str = "runs/demo", out: str | None = None) -> str:
         reward_models(results),
         scaling(folder),
         _rejection_sampling(results),
-        _ppo(folder),
-        doctor(folder / "ppo"),
+        versions(folder, results),
+        *(part for ppo in _ppo_folders(folder) for part in (_ppo(ppo), doctor(ppo))),
         _judged(results),
         _gold(results),
         _ghost_attention(results),
@@ -143,13 +144,18 @@ def _rejection_sampling(results: dict) -> str:
     )
 
 
-def _ppo(run: Path) -> str:
+def _ppo_folders(run: Path) -> list[Path]:
+    """The run's own, or that of each version that had PPO."""
+    return [run / "ppo", *sorted(run.glob("v*/ppo"))]
+
+
+def _ppo(folder: Path) -> str:
     charts = []
     for title, keys in {
         "reward": {"combined reward": "ppo/reward", "helpfulness": "ppo/helpfulness", "safety": "ppo/safety"},
         "KL to the starting policy": {"KL (nats per answer)": "ppo/kl"},
     }.items():
-        named = {name: read_curve(run / "ppo", key) for name, key in keys.items()}
+        named = {name: read_curve(folder, key) for name, key in keys.items()}
         named = {name: curve for name, curve in named.items() if curve.y}
         if named:
             charts.append(
@@ -158,7 +164,7 @@ def _ppo(run: Path) -> str:
                     f"PPO: {title}.",
                 )
             )
-    held = read_curve(run / "ppo", "held_out/reward")
+    held = read_curve(folder, "held_out/reward")
     if held.y:
         charts.append(
             page.figure(
@@ -289,5 +295,6 @@ def _commands(run: Path) -> str:
 
 def _manifests(run: Path) -> dict[str, dict]:
     """Manifests by stage, in the order in which they were written."""
-    paths = sorted((run / "manifests").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    return {path.stem: read_json(path) for path in paths}
+    folder = run / "manifests"
+    paths = sorted(folder.rglob("*.json"), key=lambda path: path.stat().st_mtime)
+    return {str(path.relative_to(folder).with_suffix("")): read_json(path) for path in paths}

@@ -64,10 +64,10 @@ def rlhf(
     loop = Loop(*parts, versions, ppo_from, fine_tune_from, over, answers_per_prompt, seed)
     check(loop)
     stages = plan(loop)
-    if until is not None:
-        stages = stages[: index_of(stages, until, "--until") + 1]
     if redo is not None:
         print(f"made again: {', '.join(forget(loop.out, stages, redo))}")
+    if until is not None:
+        stages = stages[: index_of(stages, until, "--until") + 1]
     write_configs(loop)
     run_stages(loop.out, without_ratings_to_come(loop, stages), execute, refuse=True)
 

@@ -24,6 +24,7 @@ def plan(loop: Loop) -> list[Stage]:
             tool("rlhf held-out", prompts=loop.files.held_out, out=str(loop.out / "held_out")),
             (loop.files.held_out,),
             (loop.half("select"), loop.half("test")),
+            5,
         )
     ]
     for version in range(1, loop.versions + 1):

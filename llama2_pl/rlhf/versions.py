@@ -7,9 +7,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.dialogues import opening
@@ -17,7 +15,6 @@ from llama2_pl.data.readers.common import write_jsonl
 from llama2_pl.data.sampling import is_held_out
 from llama2_pl.evaluation.answers import room_for_prompt
 from llama2_pl.evaluation.best_of_n import best_temperature
-from llama2_pl.evaluation.intervals import Interval, bootstrap
 from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.rlhf.collect import dialog_of
@@ -26,22 +23,13 @@ from llama2_pl.rlhf.evaluate import (
     PromptTask,
     Speaker,
     best_of_n,
-    gold_scores,
     load_judges,
     prompts_that_fit,
     reward_models,
     sample_dialogues,
 )
+from llama2_pl.rlhf.scores import Heard, forgetting, gold_by_kind, goodhart_gap, judged, listen, means
 from llama2_pl.rlhf.stages import fingerprint, write_json
-
-
-class Heard(NamedTuple):
-    """Scores of a model's k answers to each of P prompts, (P, k) each, linear; gold None where nobody knows it."""
-
-    helpfulness: Tensor
-    safety: Tensor
-    reward: Tensor
-    gold: Tensor | None
 
 
 def split_held_out(prompts: str, out: str) -> None:
@@ -146,8 +134,8 @@ def choose_checkpoint(
     result: dict[str, Any] = {
         "chosen": best,
         "sha256": fingerprint(best),
-        "candidates": {path: _means(found) for path, found in heard.items()},
-        "previous": _means(rival),
+        "candidates": {path: means(found) for path, found in heard.items()},
+        "previous": means(rival),
         "win_rate": {"reward": win_rate(heard[best].reward, rival.reward)},
     }
     if (gold := heard[best].gold) is not None and rival.gold is not None:
@@ -204,63 +192,19 @@ def compare_versions(
         name: listen(model, asked, judges, speak, answers_per_prompt) for name, model in networks.items()
     }
     results = {"about": about, "parameters": first.config.num_parameters(), **judged(heard)}
-    results["versions"] = [_version_row(Path(run), name, heard) for name in heard]
+    kinds = gold_by_kind(asked, heard)
+    forgotten = forgetting(list(kinds.values())) or [None] * len(heard)
+    results |= {"gold_by_kind": kinds} if kinds else {}
+    results["versions"] = [
+        {**_version_row(Path(run), name, heard), "forgetting": lost}
+        for name, lost in zip(heard, forgotten, strict=True)
+    ]
     results |= reward_models(judges, helpful_pairs, safety_pairs)
     results["samples"] = sample_dialogues(networks, asked, speak)
     write_json(Path(out), results)
     for row in results["versions"]:
         parts = [f"{key} {row[key]['mean']:.3f}" for key in ("reward", "gold", "gap") if row[key]]
         print(f"{row['version']}: {', '.join(parts)}")
-
-
-def listen(
-    model: LanguageModel, rows: Sequence[PromptTask], judges: Judges, speak: Speaker, each: int
-) -> Heard:
-    """Let a model answer each prompt `each` times at temperature 1, and score the answers."""
-    answers = speak(model, rows, 1.0, each)
-    helpfulness, safety, reward = (column.view(len(rows), each) for column in judges.scores(rows, answers))
-    gold = None
-    if all(row.task is not None for row in rows):
-        repeated = [row for row in rows for _ in range(each)]
-        gold = gold_scores(repeated, answers).view(len(rows), each)
-    return Heard(helpfulness, safety, reward, gold)
-
-
-def judged(heard: dict[str, Heard]) -> dict[str, Any]:
-    """Scores of each model and win rates over the model before it, under the names that the report knows."""
-    pairs = dict(zip(list(heard)[1:], heard, strict=False))
-    results: dict[str, Any] = {
-        "judged": {
-            name: {
-                "helpfulness": bootstrap(found.helpfulness.sigmoid().mean(1)),
-                "safety": bootstrap(found.safety.sigmoid().mean(1)),
-                "combined": bootstrap(found.reward.mean(1)),
-            }
-            for name, found in heard.items()
-        },
-        "judged_win_rate": {
-            f"{a} vs {b}": win_rate(heard[a].reward, heard[b].reward) for a, b in pairs.items()
-        },
-    }
-    gold = {name: found.gold for name, found in heard.items() if found.gold is not None}
-    if gold:
-        results["gold"] = {name: bootstrap(scores.mean(1)) for name, scores in gold.items()}
-        results["win_rate"] = {f"{a} vs {b}": win_rate(gold[a], gold[b]) for a, b in pairs.items()}
-    return results
-
-
-def goodhart_gap(now: Heard, start: Heard) -> Interval | None:
-    """How much more the reward rose than the gold score, both in standard deviations of the start's answers.
-
-    Our choice of a scale on which both can be compared; above 0 the reward models are pleased with more than there is.
-    """
-    if now.gold is None or start.gold is None:
-        return None
-    rises = [
-        (after.mean(1) - before.mean(1)) / before.std(correction=0).clamp(min=1e-6)
-        for after, before in ((now.reward, start.reward), (now.gold, start.gold))
-    ]
-    return bootstrap(rises[0] - rises[1])
 
 
 def checkpoints_in(path: str) -> list[str]:
@@ -304,18 +248,13 @@ def _ready(
     return model, judges, asked
 
 
-def _means(found: Heard) -> dict[str, Interval]:
-    gold = {} if found.gold is None else {"gold": bootstrap(found.gold.mean(1))}
-    return {"reward": bootstrap(found.reward.mean(1)), **gold}
-
-
 def _version_row(run: Path, name: str, heard: dict[str, Heard]) -> dict[str, Any]:
     """A version's line of the report; what it has not (the start has no pool) is None."""
     start, mine = next(iter(heard)), heard[name]
     return {
         "version": name,
         "gold": None,
-        **_means(mine),
+        **means(mine),
         "gap": None if name == start else goodhart_gap(mine, heard[start]),
         "temperature": _read(run / name / "temperature/sweep.json").get("temperature"),
         "sweep": _read(run / name / "temperature/sweep.json").get("by_temperature"),
