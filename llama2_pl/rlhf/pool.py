@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from llama2_pl.data.readers.common import write_jsonl
+from llama2_pl.files import write_json
 from llama2_pl.modules.rejection_sampling import read_rows
 from llama2_pl.rlhf.collect import dialog_of
 from llama2_pl.rlhf.evaluate import Judges, PromptTask, load_judges
-from llama2_pl.rlhf.stages import fingerprint, write_json
+from llama2_pl.rlhf.stages import fingerprint
 from llama2_pl.text.tags import strip_control_tags
 
 Policy = Literal["previous", "all"]

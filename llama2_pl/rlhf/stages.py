@@ -144,12 +144,17 @@ def is_done(run: Path, stage: Stage) -> bool:
 
 
 def forget(run: Path, stages: Sequence[Stage], name: str) -> list[str]:
-    """Forget a stage and every later one that reads what it makes, outputs and all; their names."""
+    """Forget a stage and every later one that reads what it makes, outputs and all; their names.
+
+    What lies beside an output under its name (a checkpoint's hash, the one before it) goes with it.
+    """
     forgotten, gone = [], []
     for stage in stages[index_of(stages, name, "--redo") :]:
         if stage.name != name and not any(_overlap(i, path) for i in stage.inputs for path in gone):
             continue
-        for path in (manifest_path(run, stage), started_path(run, stage), *map(Path, stage.outputs)):
+        beside = [path for made in map(Path, stage.outputs) for path in made.parent.glob(f"{made.name}.*")]
+        made = [Path(name) for name in stage.outputs]
+        for path in (manifest_path(run, stage), started_path(run, stage), *made, *beside):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         gone += stage.outputs
         forgotten.append(stage.name)

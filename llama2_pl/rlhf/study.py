@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from llama2_pl.files import write_json
 from llama2_pl.rlhf.recipe import configs_folder, execute
-from llama2_pl.rlhf.stages import write_json
 
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond them the normal's.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)

@@ -16,6 +16,7 @@ from llama2_pl.data.sampling import is_held_out
 from llama2_pl.evaluation.answers import room_for_prompt
 from llama2_pl.evaluation.best_of_n import best_temperature
 from llama2_pl.evaluation.win_rate import win_rate
+from llama2_pl.files import write_json
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.rlhf.collect import dialog_of
 from llama2_pl.rlhf.evaluate import (
@@ -29,7 +30,7 @@ from llama2_pl.rlhf.evaluate import (
     sample_dialogues,
 )
 from llama2_pl.rlhf.scores import Heard, forgetting, gold_by_kind, goodhart_gap, judged, listen, means
-from llama2_pl.rlhf.stages import fingerprint, write_json
+from llama2_pl.rlhf.stages import fingerprint
 
 
 def split_held_out(prompts: str, out: str) -> None:
