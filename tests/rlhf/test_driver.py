@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.cli import main
 from llama2_pl.data.default import write, write_default_data
 from llama2_pl.data.vocabulary import train_tokenizer_on_files
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
+from llama2_pl.modules import RejectionSamplingModule, RewardModule
+from llama2_pl.rlhf import driver
+from llama2_pl.rlhf.evaluate import Judges
+from llama2_pl.rlhf.stages import fingerprint
 from llama2_pl.text.tokenizer import Tokenizer
 
 VOCABULARY = 512
@@ -21,16 +31,16 @@ CONFIG = ModelConfig(
 )
 
 
-def chatterbox(path: Path, eos_id: int) -> str:
+def chatterbox(path: Path, eos_id: int, config: ModelConfig = CONFIG) -> str:
     """A checkpoint of a random model that ends its answers: EOS has a chance of about one in eight."""
-    network = LanguageModel(CONFIG)
+    network = LanguageModel(config)
     with torch.no_grad():
-        # the first channel is all that is left after the norm, sqrt(32) high: EOS has a logit of about 4.3
+        # the first channel is all that is left after the norm, sqrt(dim) high: EOS has a logit of 4.3
         network.backbone.embedding.weight[:, 0] = 1.0
         network.head.weight[:, 0] = 0.0
-        network.head.weight[eos_id, 0] = 0.75
+        network.head.weight[eos_id, 0] = 4.3 / config.dim**0.5
     weights = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
-    torch.save({"state_dict": weights, "hyper_parameters": {"backbone": CONFIG.to_dict()}}, path)
+    torch.save({"state_dict": weights, "hyper_parameters": {"backbone": config.to_dict()}}, path)
     return str(path)
 
 
@@ -120,5 +130,233 @@ def done(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_whole(done):
-    print(sorted(p.name for p in (done / "run").rglob("*.json")))
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def manifest(run: Path, stage: str) -> dict:
+    return read(run / f"manifests/{stage}.json")
+
+
+STAGES = ["ratings", "reward_helpfulness", "reward_safety", "temperature", "best_of_k", "pool", "fine_tune"]
+ALL = [
+    "held_out",
+    *(f"v1/{name}" for name in (*STAGES, "choice")),
+    *(f"v2/{name}" for name in (*STAGES, "ppo", "choice")),
+    "compare",
+    "report",
+]
+
+
+@pytest.mark.timeout(120)
+def test_each_stage_leaves_a_manifest_with_hashes_of_config_data_and_parents(done: Path, start: Path) -> None:
+    run = done / "run"
+    assert {
+        str(p.relative_to(run / "manifests").with_suffix("")) for p in run.glob("manifests/**/*.json")
+    } == set(ALL)
+    assert not list(run.glob("manifests/**/*.started"))
+    tuned = manifest(run, "v2/fine_tune")
+    chat = hashlib.sha256((start / "chat.ckpt").read_bytes()).hexdigest()
+    config = run / "v2/configs/fine_tune.yaml"
+    assert tuned["inputs"][str(start / "chat.ckpt")] == chat
+    assert tuned["inputs"][str(config)] == hashlib.sha256(config.read_bytes()).hexdigest()
+    assert str(run / "v2/pool/train.jsonl") in tuned["inputs"] and tuned["seconds"] > 0
+    # the chosen checkpoint is the parent of the next version, by hash
+    policy = str(run / "v1/choice/policy.ckpt")
+    assert manifest(run, "v2/best_of_k")["inputs"][policy] == read(run / "v1/choice/choice.json")["sha256"]
+
+
+def test_manifests_hold_the_tokens_and_the_energy_that_a_stage_counted(done: Path) -> None:
+    run = done / "run"
+    for name in ("reward_helpfulness", "reward_safety", "best_of_k", "fine_tune", "ppo"):
+        found = manifest(run, f"v2/{name}")
+        ledger = read(run / f"v2/{name}/carbon.json")["stages"][f"v2-{name}"]
+        assert found["tokens"] > 0, name
+        assert found["energy"]["hours"] == ledger["hours"] > 0 and found["energy"]["kwh"] == ledger["kwh"]
+    sampled = [row for path in (run / "v2/best_of_k/answers").iterdir() for row in read(path)["rows"]]
+    assert len(sampled) == 24  # every prompt
+    assert manifest(run, "v2/best_of_k")["tokens"] == sum(
+        len(s["ids"]) for row in sampled for s in row["samples"]
+    )
+    assert manifest(run, "v2/pool")["tokens"] is None  # not counted, and so not 0
+
+
+def test_a_second_run_does_nothing(
+    done: Path, start: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(driver, "execute", lambda args: pytest.fail(f"ran {args}"))
+    rlhf(done, config_of(start))
+    assert capsys.readouterr().out.count("done before, skipped") == len(ALL)
+
+
+def test_a_stage_runs_by_hand_from_its_manifest_and_makes_the_same_again(done: Path) -> None:
+    run = done / "run"
+    before = fingerprint(run / "v2/pool")
+    words = shlex.split(manifest(run, "v2/pool")["shell"])
+    assert words[0] == "llama2-pl"
+    shutil.rmtree(run / "v2/pool")
+    main(words[1:])
+    assert fingerprint(run / "v2/pool") == before
+
+
+def test_ratings_compare_the_current_version_with_the_one_before_and_reward_data_grows(
+    done: Path, start: Path
+) -> None:
+    run = done / "run"
+    command = manifest(run, "v2/ratings")["command"]
+    policies = json.loads(next(w for w in command if w.startswith("--policies=")).partition("=")[2])
+    assert policies == [str(run / "v1/choice/policy.ckpt"), str(start / "chat.ckpt")]
+    config = yaml.safe_load((run / "v2/configs/reward_helpfulness.yaml").read_text())
+    assert config["data"]["init_args"]["helpful"] == [
+        str(start / "data/preferences/helpful_val.jsonl"),
+        str(run / "v1/ratings/helpful_train.jsonl"),
+        str(run / "v2/ratings/helpful_train.jsonl"),
+    ]
+    assert {row["batch"] for row in lines(run / "v2/ratings/helpful_train.jsonl")} == {2}
+    assert config["model"]["init_args"]["init_from"] == policies[0]
+
+
+def test_the_pool_names_where_each_answer_comes_from_and_who_judged_it(done: Path, start: Path) -> None:
+    run = done / "run"
+    chat = hashlib.sha256((start / "chat.ckpt").read_bytes()).hexdigest()
+    first = read(run / "v1/choice/choice.json")["sha256"]
+    temperature = {v: read(run / f"{v}/temperature/sweep.json")["temperature"] for v in ("v1", "v2")}
+    entries = lines(run / "v2/pool/pool.jsonl")
+    assert {(e["version"], e["sampler"], e["temperature"]) for e in entries} == {
+        (1, chat, temperature["v1"]),
+        (2, first, temperature["v2"]),
+    }
+    # the older entries were judged twice, the newer ones by the newest reward models alone
+    assert {(e["version"], tuple(e["scores"])) for e in entries} == {(1, ("1", "2")), (2, ("2",))}
+    taken = lines(run / "v2/pool/train.jsonl")
+    prompts = [json.dumps(row["messages"][:-1]) for row in taken]
+    assert len(set(prompts)) == len(prompts) == len({json.dumps(e["messages"]) for e in entries})
+    table = read(run / "v2/pool/lineage.json")
+    assert sum(row["taken"] for row in table["versions"]) == len(taken)
+    judge = run / "v2/reward_safety/last.ckpt"
+    assert table["judged_by"]["safety"]["sha256"] == hashlib.sha256(judge.read_bytes()).hexdigest()
+
+
+def test_the_temperature_and_the_checkpoint_are_those_with_the_highest_reward(done: Path) -> None:
+    run = done / "run"
+    sweep = read(run / "v2/temperature/sweep.json")
+    best = {float(t): rows["max"][rows["n"].index(2)] for t, rows in sweep["by_temperature"].items()}
+    assert sweep["temperature"] == max(best, key=lambda t: best[t]) and set(best) == {0.8, 1.2}
+    row = read(next((run / "v2/best_of_k/answers").iterdir()))["rows"][0]
+    assert {sample["temperature"] for sample in row["samples"]} == {sweep["temperature"]}
+    choice = read(run / "v2/choice/choice.json")
+    rewards = {path: found["reward"]["mean"] for path, found in choice["candidates"].items()}
+    assert str(run / "v2/ppo/best.ckpt") in rewards and len(rewards) > 2
+    assert choice["chosen"] == max(rewards, key=lambda path: rewards[path])
+    assert fingerprint(run / "v2/choice/policy.ckpt") == fingerprint(choice["chosen"]) == choice["sha256"]
+
+
+def test_the_versions_are_reported_on_prompts_that_nothing_was_chosen_by(done: Path, start: Path) -> None:
+    run = done / "run"
+    halves = [lines(run / f"held_out/{name}.jsonl") for name in ("select", "test")]
+    asked = lines(start / "data/prompts/val.jsonl")
+    assert sorted(map(json.dumps, halves[0] + halves[1])) == sorted(map(json.dumps, asked))
+    results = read(run / "results.json")
+    assert [row["version"] for row in results["versions"]] == ["v0", "v1", "v2"]
+    for row in results["versions"]:
+        assert row["gold"]["count"] == len(halves[1]) and row["gold"]["low"] <= row["gold"]["mean"]
+    assert list(results["win_rate"]) == ["v1 vs v0", "v2 vs v1"]
+    assert results["versions"][0]["gap"] is None and results["versions"][2]["gap"]["count"] == len(halves[1])
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert (
+        "Versions</h2>" in page
+        and "PPO</h2>" in page
+        and results["versions"][2]["choice"]["sha256"][:12] in page
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "stage", "message"),
+    [
+        (
+            ("--sampling.per_prompt=2",),
+            "v1/pool",
+            r"its command had --per_prompt=1 and now has --per_prompt=2",
+        ),
+        (("--ratings.noise=0.5",), "v1/ratings", r"had --noise=0\.25 and now has --noise=0\.5"),
+        (
+            ("--every.save=7",),
+            "v1/reward_helpfulness",
+            r"input \S+v1/configs/reward_helpfulness\.yaml changed",
+        ),
+    ],
+)
+def test_other_options_are_refused_with_the_stage_to_redo(
+    done: Path, start: Path, words: tuple[str, ...], stage: str, message: str
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"stage {stage} .*{message}.*--redo {stage}, or give a fresh --out"
+    ):
+        rlhf(done, config_of(start), *words)
+
+
+def test_a_file_changed_by_hand_is_named_and_can_be_put_back(done: Path, start: Path) -> None:
+    made = done / "run/v1/pool/lineage.json"
+    for path, stage in ((start / "data/prompts/train.jsonl", "v1/ratings"), (made, "v1/pool")):
+        content = path.read_text()
+        path.write_text(content + " ")
+        with pytest.raises(ValueError, match=rf"stage {stage} .*{path} changed.*--redo {stage}"):
+            rlhf(done, config_of(start))
+        path.write_text(content)
+    rlhf(done, config_of(start))
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_pool(
+    done: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """Nothing catches it, as nothing catches a kill."""
+
+    def killed(module: type, name: str, nth: int) -> None:
+        original, calls = getattr(module, name), []
+
+        def method(self, *args):
+            calls.append(1)
+            if len(calls) == nth:
+                monkeypatch.setattr(module, name, original)
+                raise Killed
+            return original(self, *args)
+
+        monkeypatch.setattr(module, name, method)
+
+    for module, name, nth, until in (
+        (RewardModule, "training_step", 3, "v1/reward_helpfulness"),
+        (RejectionSamplingModule, "answer", 2, "v1/best_of_k"),
+        (Judges, "scores", 1, "v1/pool"),
+    ):
+        killed(module, name, nth)
+        with pytest.raises(Killed):
+            rlhf(tmp_path, config_of(start), f"--until={until}")
+        assert (tmp_path / f"run/manifests/{until}.started").exists()
+        if module is RejectionSamplingModule:
+            assert len(list((tmp_path / "run/v1/best_of_k/answers").iterdir())) == 1
+    with pytest.raises(ValueError, match=r"v1/pool .*--per_prompt=2"):  # begun with something else
+        rlhf(tmp_path, config_of(start), "--until=v1/pool", "--sampling.per_prompt=2")
+    rlhf(tmp_path, config_of(start), "--until=v1/pool")
+    for name in ("pool", "train"):
+        assert lines(tmp_path / f"run/v1/pool/{name}.jsonl") == lines(done / f"run/v1/pool/{name}.jsonl")
+
+
+def test_a_small_model_learns_from_the_samples_of_a_big_one(done: Path, start: Path, tmp_path: Path) -> None:
+    """The teacher has 32 channels, the student 16; no sample and no reward model is the student's own."""
+    config, run = config_of(start), tmp_path / "run"
+    student = replace(CONFIG, dim=16)
+    eos_id = Tokenizer(str(start / "tokenizer.model")).eos_id
+    config["files"] |= {"policy": chatterbox(tmp_path / "small.ckpt", eos_id, student)}
+    config["files"]["base"] = config["files"]["policy"]
+    config["options"]["fine_tune"]["model.backbone.dim"] = 16
+    rlhf(tmp_path, config, f"--teacher={done / 'run'}", "--versions=1", "--until=v1/choice")
+    made = {str(p.relative_to(run / "manifests").with_suffix("")) for p in run.glob("manifests/**/*.json")}
+    assert made == {"held_out", "v1/fine_tune", "v1/choice"}
+    pool = done / "run/v1/pool/train.jsonl"
+    assert manifest(run, "v1/fine_tune")["inputs"][str(pool)] == fingerprint(pool)
+    assert load_language_model(run / "v1/choice/policy.ckpt").config.dim == 16
