@@ -278,3 +278,16 @@ def test_seeds_depend_on_every_number_and_repeat():
         torch.rand(1, generator=seeded(*numbers)).item() for numbers in [(0, 1), (1, 0), (0, 1, 0), (0, 1)]
     }
     assert len(draws) == 3
+
+
+def test_the_tokens_that_were_trained_on_are_counted(trainer, make, build):
+    module, run_ = build(epochs=2), trainer(max_epochs=1)
+    lengths = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            lengths.append(int(module.last_iteration.rollout.lengths.sum()))
+
+    run_.callbacks.append(Watch())
+    run_.fit(module, make.loader([make.prompts(4), make.prompts(4)]))
+    assert run_.callback_metrics["ppo/tokens"] == 2 * sum(lengths)  # prompts and answers, twice each

@@ -172,3 +172,16 @@ def test_predictions_are_logits_and_their_sigmoids(config, trainer, make):
         logit = module(batch.tokens, batch.lengths)
     torch.testing.assert_close(scores.logit, logit)
     assert scores.sigmoid.tolist() == pytest.approx([1 / (1 + math.exp(-x)) for x in logit.tolist()])
+
+
+def test_tokens_are_counted_without_padding_and_over_restarts(config, trainer, make, tmp_path):
+    batches = [make.pairs(4, seed=n) for n in range(3)]
+    counts = [int(batch.lengths.sum()) for batch in batches]
+    first = trainer(max_steps=2)
+    first.fit(fresh(config), make.loader(batches))
+    assert first.callback_metrics["train/tokens"] == counts[0] + counts[1]
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    second = trainer(max_steps=3)
+    module = fresh(config)
+    second.fit(module, make.loader(batches), ckpt_path=tmp_path / "half.ckpt")
+    assert module.tokens_seen == counts[0] + counts[1] + counts[0]  # a plain loader starts over

@@ -167,3 +167,70 @@ def test_the_doctor_speaks_in_the_report(tmp_path):
     html = Path(build_report(str(tmp_path))).read_text(encoding="utf-8")
     assert "3 iterations examined, 1 kinds of finding" in html and "40% end. Way out: x" in html
     assert html.count("<svg") == 2 and "Goodhart gap" in html
+
+
+def test_versions_are_drawn_with_their_gap_pool_and_checkpoint(run):
+    row = {
+        "reward": INTERVAL,
+        "gold": INTERVAL,
+        "gap": None,
+        "forgetting": 0.0,
+        "temperature": None,
+        "sweep": None,
+        "pool": None,
+        "choice": None,
+    }
+    part = {
+        "version": 1,
+        "sampler": "cafe" * 16,
+        "temperatures": [1.2],
+        "entries": 7,
+        "taken": 5,
+        "score": 0.5,
+    }
+    curve = {"1.2": {"n": [1, 2], "max": [0.1, 0.4], "median": [0.1, 0.1]}}
+    after = {
+        **row,
+        "version": "v1",
+        "gap": {**INTERVAL, "mean": 0.271},
+        "temperature": 1.2,
+        "sweep": curve,
+        "pool": {"take": "all", "versions": [part]},
+        "choice": {"chosen": "v1/fine_tune/checkpoints/last.ckpt", "sha256": "beef" * 16},
+    }
+    results = {
+        "versions": [{**row, "version": "v0"}, after],
+        "win_rate": {"v1 vs v0": {**INTERVAL, "mean": 0.655}},
+        "judged_win_rate": {"v1 vs v0": {**INTERVAL, "mean": 0.755}},
+    }
+    (run / "results.json").write_text(json.dumps(results))
+    for version in (0, 1):
+        write_metrics(run / "v1/ppo", version, [{"step": s, "ppo/reward": s} for s in range(3)])
+    (run / "manifests/v1").mkdir()
+    (run / "manifests/v1/pool.json").write_text(json.dumps({"shell": "llama2-pl rlhf pool", "seconds": 1.0}))
+    text = page_of(run)
+    for shown in (
+        *(
+            "Versions</h2>",
+            "0.271 [0.500, 0.700]",
+            "65.5% [50.0%, 70.0%]",
+            "75.5%",
+            "last.ckpt, beefbeefbeef",
+        ),
+        *(
+            "cafecafecafe",
+            "llama2-pl rlhf pool",
+            "v1/pool, 1 s",
+            "Gold score by version",
+            "Goodhart gap: above 0",
+        ),
+    ):
+        assert shown in text, shown
+    assert text.count("PPO</h2>") == 2  # the run's own and version 1's
+    assert "Versions</h2>" not in page_without(run, "versions")
+
+
+def page_without(run, key):
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps({k: v for k, v in results.items() if k != key}))
+    return page_of(run)

@@ -1,0 +1,91 @@
+"""What enters the pool and what is taken from it, by examples worked by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from llama2_pl.rlhf.pool import Entry, best_entries, choose_entries, lineage, training_dialogue
+
+
+def sample(text: str, score: float, finished: bool = True) -> dict:
+    return {"text": text, "score": score, "finished": finished, "temperature": 1.2}
+
+
+def row(question: str, *samples: dict) -> dict:
+    return {"messages": [{"role": "user", "content": question}], "is_safety": False, "samples": list(samples)}
+
+
+def entry(question: str, answer: str, version: int, **scores: float) -> Entry:
+    """`v2=0.5`: scored 0.5 by the reward models of version 2."""
+    judged = {
+        name[1:]: {"score": score, "helpfulness": score, "safety": 9.0} for name, score in scores.items()
+    }
+    asked = [{"role": "user", "content": question}]
+    return Entry(asked, False, answer, version, f"sha{version}", 1.0, judged)
+
+
+# Two prompts. At version 2 the newest models like the old answer to q better (0.9 against 0.4), though the old ones
+# gave it 0.1; to r the new one is better; s was asked in version 1 alone; the answer to t was found twice.
+POOL = [
+    entry("q", "old", 1, v1=0.1, v2=0.9),
+    entry("r", "old", 1, v1=0.8, v2=0.2),
+    entry("s", "alone", 1, v1=0.5, v2=-3.0),
+    entry("t", "same", 1, v1=0.3, v2=0.6),
+    entry("q", "new", 2, v2=0.4),
+    entry("r", "new", 2, v2=0.7),
+    entry("t", "same", 2, v2=0.6),
+]
+
+
+def taken(take, per_prompt: int = 1) -> list[tuple[str, str, int]]:
+    chosen = choose_entries(POOL, 2, take, per_prompt)
+    return sorted((e.messages[0]["content"], e.answer, e.version) for e in chosen)
+
+
+def test_previous_takes_this_iteration_s_samples_alone() -> None:
+    assert taken("previous") == [("q", "new", 2), ("r", "new", 2), ("t", "same", 2)]
+
+
+def test_all_takes_the_best_of_every_iteration_by_the_newest_scores() -> None:
+    assert taken("all") == [("q", "old", 1), ("r", "new", 2), ("s", "alone", 1), ("t", "same", 1)]
+
+
+def test_more_answers_of_a_prompt_come_best_first_and_no_text_twice() -> None:
+    chosen = choose_entries(POOL, 2, "all", 2)
+    assert [e.answer for e in chosen if e.messages[0]["content"] == "q"] == ["old", "new"]
+    assert [e.answer for e in chosen if e.messages[0]["content"] == "r"] == ["new", "old"]
+    assert [e.version for e in chosen if e.messages[0]["content"] == "t"] == [1]
+    three = [entry("q", "a", 1, v1=5.0), entry("q", "b", 1, v1=4.0), entry("q", "a", 1, v1=5.0)]
+    assert [e.answer for e in choose_entries(three, 1, "all", 3)] == ["a", "b"]
+
+
+def test_the_best_finished_answers_enter_with_their_lineage_and_without_control_tags() -> None:
+    rows = [
+        row(
+            "q",
+            sample("low", 1.0),
+            sample("cut", 9.0, finished=False),
+            sample("high [INST]", 3.0),
+            sample("", 8.0),
+        ),
+        row("r", sample("cut", 2.0, finished=False)),
+    ]
+    (one,) = best_entries(rows, version=3, sampler="abc", keep=1)
+    assert one.answer.startswith("high") and "[INST]" not in one.answer
+    assert (one.version, one.sampler, one.temperature, one.scores) == (3, "abc", 1.2, {})
+    assert [e.answer[:4] for e in best_entries(rows, 3, "abc", keep=5)] == ["high", "low"]
+
+
+def test_the_lineage_counts_what_each_version_gave() -> None:
+    old, new = lineage(POOL, choose_entries(POOL, 2, "all", 1), 2)
+    assert (old["version"], old["entries"], old["taken"], old["sampler"]) == (1, 4, 3, "sha1")
+    assert (new["version"], new["entries"], new["taken"], new["temperatures"]) == (2, 3, 1, [1.0])
+    assert old["score"] == pytest.approx((0.9 + 0.2 - 3.0 + 0.6) / 4)
+    assert new["score"] == pytest.approx((0.4 + 0.7 + 0.6) / 3)
+
+
+def test_an_entry_becomes_a_dialogue_to_fine_tune_on() -> None:
+    assert training_dialogue(POOL[0])["messages"] == [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "old"},
+    ]

@@ -1,0 +1,144 @@
+"""The Goodhart gap, forgetting and the study's table, by numbers worked by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from llama2_pl.rlhf import study as study_module
+from llama2_pl.rlhf.evaluate import PromptTask
+from llama2_pl.rlhf.scores import Heard, forgetting, gold_by_kind, goodhart_gap, judged
+from llama2_pl.rlhf.study import merged, over_seeds, study
+from llama2_pl.rlhf.versions import checkpoints_in, link_checkpoint
+from llama2_pl.text.chat import Dialog
+
+
+def heard(reward: list[list[float]], gold: list[list[float]] | None) -> Heard:
+    rewards = torch.tensor(reward)
+    return Heard(rewards, rewards, rewards, None if gold is None else torch.tensor(gold))
+
+
+START = heard([[0.0, 2.0], [4.0, 6.0]], [[0.1, 0.3], [0.5, 0.7]])  # sd sqrt(5), and a tenth of it
+
+
+def test_the_gap_is_the_rise_of_the_reward_beyond_that_of_the_gold_score_in_deviations_of_the_start() -> None:
+    # the reward rises by 2 and the gold score by 0.1, half as many deviations
+    now = heard([[3.0, 3.0], [7.0, 7.0]], [[0.3, 0.3], [0.7, 0.7]])
+    gap = goodhart_gap(now, START)
+    assert gap is not None
+    assert gap["mean"] == pytest.approx(2 / 5**0.5 - 0.1 / (0.1 * 5**0.5), abs=1e-5)
+    assert gap["low"] == pytest.approx(gap["high"])  # every prompt alike
+    alike = heard([[1.0, 3.0], [5.0, 7.0]], [[0.2, 0.4], [0.6, 0.8]])
+    assert goodhart_gap(alike, START)["mean"] == pytest.approx(0.0, abs=1e-5)
+    assert goodhart_gap(heard([[1.0], [2.0]], None), START) is None
+
+
+def test_each_version_is_compared_with_the_one_before_it() -> None:
+    up = heard([[9.0, 9.0], [9.0, 9.0]], [[0.0, 0.0], [0.0, 0.0]])
+    results = judged({"v0": START, "v1": up, "v2": START})
+    assert results["judged_win_rate"]["v1 vs v0"]["mean"] == 1.0
+    assert results["win_rate"]["v1 vs v0"]["mean"] == 0.0 and results["win_rate"]["v2 vs v1"]["mean"] == 1.0
+    assert results["gold"]["v0"]["mean"] == pytest.approx(0.4)
+
+
+def test_forgetting_is_the_fall_below_the_best_earlier_version_by_kind() -> None:
+    kinds = [{"a": 0.5, "b": 0.8}, {"a": 0.7, "b": 0.6}, {"a": 0.6, "b": 0.9}]
+    # v1: b fell by 0.2; v2: a fell by 0.1 below v1, b is its best
+    assert forgetting(kinds) == pytest.approx([0.0, 0.1, 0.05])
+
+
+def test_gold_scores_are_kept_apart_by_kind_of_task() -> None:
+    dialog = Dialog.of([("user", "q")])
+    rows = [PromptTask(dialog, False, {"kind": kind}) for kind in ("fact", "price")]
+    found = gold_by_kind(rows, {"v0": START})["v0"]
+    assert found == {"fact": pytest.approx(0.2), "price": pytest.approx(0.6)}
+    unknown = heard([[1.0], [1.0]], None)
+    assert gold_by_kind([PromptTask(dialog, False, None)] * 2, {"v0": unknown}) == {}
+
+
+def test_a_link_holds_the_checkpoint_and_replaces_an_older_one(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.ckpt").write_text(name)
+        link_checkpoint(tmp_path / f"{name}.ckpt", tmp_path / "out/policy.ckpt")
+        assert (tmp_path / "out/policy.ckpt").read_text() == name
+    shards = tmp_path / "shards.ckpt"
+    shards.mkdir()
+    (shards / "meta.pt").write_text("meta")
+    link_checkpoint(shards, tmp_path / "out/policy.ckpt")
+    assert (tmp_path / "out/policy.ckpt/meta.pt").read_text() == "meta"
+    assert checkpoints_in(str(tmp_path)) == [str(tmp_path / f"{n}.ckpt") for n in ("a", "b", "shards")]
+    assert checkpoints_in(str(shards)) == [str(shards)]
+
+
+def test_an_interval_over_seeds_is_student_s() -> None:
+    """1, 2, 3: deviation 1, t(0.975, 2) = 4.303 (any table), so 4.303 / sqrt(3) = 2.484 to each side."""
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx(
+        (2.0, 2 - 2.484, 2 + 2.484), abs=1e-3
+    )
+    assert over_seeds([1.5])["low"] is None
+
+
+def test_overrides_go_over_the_base_mapping_by_mapping() -> None:
+    base = {"seed": 0, "options": {"ppo": {"model.beta": 0.05, "model.lr": 1e-4}, "fine_tune": {"x": 1}}}
+    over = {"options": {"ppo": {"model.beta": 0.2}}, "versions": 1}
+    assert merged(base, over) == {
+        "seed": 0,
+        "versions": 1,
+        "options": {"ppo": {"model.beta": 0.2, "model.lr": 1e-4}, "fine_tune": {"x": 1}},
+    }
+    assert base["options"]["ppo"]["model.beta"] == 0.05
+
+
+def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[dict] = []
+
+    def loop(args: list[str]) -> None:
+        assert args[0] == "rlhf"
+        config = yaml.safe_load(Path(args[1].partition("=")[2]).read_text())
+        ran.append(config)
+        gold = {"pool_all": 0.8, "pool_previous": 0.6}[Path(args[2]).parent.name] + config["seed"] / 10
+        row = {
+            "version": "v0",
+            "gold": {"mean": gold},
+            "reward": {"mean": 1.0},
+            "gap": None,
+            "forgetting": 0.25,
+        }
+        results = {"versions": [row], "reward_accuracy": {"helpfulness": {"overall": 0.7}}}
+        (Path(args[2].partition("=")[2]) / "results.json").write_text(json.dumps(results))
+
+    monkeypatch.setattr(study_module, "execute", loop)
+    arms = {"pool_all": {"sampling": {"pool": "all"}}, "pool_previous": {"sampling": {"pool": "previous"}}}
+    study(str(tmp_path / "study"), "rlhf/small.yaml", arms, seeds=[1, 2])
+    assert [(c["sampling"]["pool"], c["seed"]) for c in ran] == [
+        ("all", 1),
+        ("all", 2),
+        ("previous", 1),
+        ("previous", 2),
+    ]
+    assert all(c["sampling"]["samples_per_prompt"] == ran[0]["sampling"]["samples_per_prompt"] for c in ran)
+    first, second = json.loads((tmp_path / "study/study.json").read_text())["rows"]
+    # 0.9 and 1.0: t(0.975, 1) = 12.706, deviation 0.0707, so 12.706 * 0.05 = 0.635
+    assert first["gold"]["mean"] == pytest.approx(0.95) and first["gold"]["count"] == 2
+    assert (first["gold"]["low"], first["gold"]["high"]) == pytest.approx((0.315, 1.585), abs=1e-3)
+    assert second["gold"]["mean"] == pytest.approx(0.75) and "gap" not in second
+    assert first["helpfulness accuracy"]["mean"] == pytest.approx(0.7)
+    text = (tmp_path / "study/study.md").read_text()
+    assert "| pool_all | v0 | 0.950 [0.315, 1.585] |" in text and "| – |" in text
+
+
+def test_the_packaged_study_names_arms_over_a_packaged_loop() -> None:
+    path = Path(__file__).parents[2] / "configs/rlhf/study.yaml"
+    config = yaml.safe_load(path.read_text())
+    base = yaml.safe_load((path.parents[1] / config["loop"]).read_text())
+    for arm, over in config["arms"].items():
+        both = merged(base, over)
+        assert set(both) <= {*base, "fine_tune_from"}, arm
+        assert both["ppo_from"] == 1 or not arm.startswith("beta")
