@@ -25,6 +25,8 @@ from llama2_pl.rlhf.evaluate import Judges
 from llama2_pl.rlhf.stages import fingerprint
 from llama2_pl.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.timeout(180)  # whichever test comes first runs the loop
+
 VOCABULARY = 512
 CONFIG = ModelConfig(
     dim=32, n_layers=1, n_heads=2, n_kv_heads=2, vocab_size=VOCABULARY, multiple_of=16, max_seq_len=512
@@ -152,7 +154,6 @@ ALL = [
 ]
 
 
-@pytest.mark.timeout(120)
 def test_each_stage_leaves_a_manifest_with_hashes_of_config_data_and_parents(done: Path, start: Path) -> None:
     run = done / "run"
     assert {
