@@ -53,6 +53,9 @@ TOOLS: dict[str, Tool] = {
     "winners": Tool(
         "llama2_pl.modules.rejection_sampling:merge_winners", "merge best-of-K answers of all iterations"
     ),
+    "reward-scaling": Tool(
+        "llama2_pl.rlhf.scaling:reward_scaling", "reward accuracy by weekly batch and model size (Fig. 6)"
+    ),
     "evaluate": Tool("llama2_pl.rlhf.evaluate:evaluate", "evaluate models and reward models"),
     "export": Tool("llama2_pl.checkpoints.ours:export_checkpoint", "a checkpoint as a Hugging Face folder"),
     "report": Tool("llama2_pl.report.build:build_report", "result files of a run as report.html"),

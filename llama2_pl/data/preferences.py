@@ -15,7 +15,16 @@ from llama2_pl.data.base import NumberedDataModule, require_positive
 from llama2_pl.data.cache import build_once, describe_files
 from llama2_pl.data.dialogues import opening, refuse_two_validation_sets
 from llama2_pl.data.loader import BatchLoader
-from llama2_pl.data.pairs import POOLS, UNRATED, PairBatches, PairFile, choose_pairs, encode_pairs, until
+from llama2_pl.data.pairs import (
+    NO_BATCH,
+    POOLS,
+    UNRATED,
+    PairBatches,
+    PairFile,
+    choose_pairs,
+    encode_pairs,
+    until,
+)
 from llama2_pl.data.readers import PreferenceRow, read_preferences
 from llama2_pl.data.sampling import RowStream, is_held_out
 from llama2_pl.text.tokenizer import Tokenizer
@@ -126,6 +135,10 @@ class PreferenceDataModule(NumberedDataModule):
             "unrated": int((train.rating[self._pairs] == UNRATED).sum()),
             "dropped": self.dropped,
         }
+
+    def batch_numbers(self) -> list[int]:
+        """Numbers of the weekly batches in all training files."""
+        return np.unique(self._parts["train"].batch[self._parts["train"].batch > NO_BATCH]).tolist()
 
     def settings(self) -> dict[str, int | str]:
         return {
