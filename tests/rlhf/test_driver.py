@@ -361,3 +361,14 @@ def test_a_small_model_learns_from_the_samples_of_a_big_one(done: Path, start: P
     pool = done / "run/v1/pool/train.jsonl"
     assert manifest(run, "v1/fine_tune")["inputs"][str(pool)] == fingerprint(pool)
     assert load_language_model(run / "v1/choice/policy.ckpt").config.dim == 16
+
+
+def test_a_stage_is_made_again_with_what_depends_on_it_and_ends_the_same(
+    done: Path, start: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, ran = done / "run", []
+    before = read(run / "v2/choice/choice.json")
+    monkeypatch.setattr(driver, "execute", lambda args: (ran.append(args[:2]), main(args)))
+    rlhf(done, config_of(start), "--redo=v2/choice")
+    assert [words[-1].partition("=")[0] for words in ran] == ["choose", "compare", "--run"]
+    assert read(run / "v2/choice/choice.json") == before
