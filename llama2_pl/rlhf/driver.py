@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from llama2_pl.rlhf.plan import fine_tune_init, plan
 from llama2_pl.rlhf.recipe import configs_folder, execute, fill_configs, recipe
+from llama2_pl.rlhf.reuse import take_over
 from llama2_pl.rlhf.settings import TRAINED, Every, Files, Loop, Ratings, Sampling, Start
 from llama2_pl.rlhf.stages import Stage, forget, index_of, run_stages
 
@@ -35,6 +36,7 @@ def rlhf(
     seed: int = 0,
     until: str | None = None,
     redo: str | None = None,
+    share: list[str] | None = None,
 ) -> None:
     """Run versions 1 to N; what is done is skipped, what no longer matches is refused, a killed stage goes on.
 
@@ -57,6 +59,7 @@ def rlhf(
         seed: of everything random; a version adds its number.
         until: name of the last stage to run, for example v2/pool.
         redo: name of a stage to make again, with all that depends on it.
+        share: folders of other runs; what one of them made with the same command and inputs is linked from there.
     """
     folder = None if start is None else prepare(start)
     over = None if teacher is None else Path(teacher)
@@ -69,7 +72,14 @@ def rlhf(
     if until is not None:
         stages = stages[: index_of(stages, until, "--until") + 1]
     write_configs(loop)
-    run_stages(loop.out, without_ratings_to_come(loop, stages), execute, refuse=True)
+    others = [Path(other) for other in share or []]
+    run_stages(
+        loop.out,
+        without_ratings_to_come(loop, stages),
+        execute,
+        refuse=True,
+        take_over=lambda stage: take_over(loop.out, stage, others),
+    )
 
 
 def prepare(start: Start) -> str:

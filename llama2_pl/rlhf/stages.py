@@ -84,7 +84,7 @@ def started_path(run: Path, stage: Stage) -> Path:
     return manifest_path(run, stage).with_suffix(".started")
 
 
-def _record(stage: Stage, **paths: Sequence[str]) -> dict[str, Any]:
+def record_of(stage: Stage, **paths: Sequence[str]) -> dict[str, Any]:
     """The stage as it would be done now: command, and hashes under the given keys ("inputs", "outputs")."""
     record: dict[str, Any] = {
         "stage": stage.name,
@@ -107,7 +107,7 @@ def changes(run: Path, stage: Stage) -> list[str]:
     ):
         if path.exists():
             then = json.loads(path.read_text(encoding="utf-8"))
-            now = _record(stage, **{key: getattr(stage, key) for key in keys})
+            now = record_of(stage, **{key: getattr(stage, key) for key in keys})
             return _differences(then, now, keys)
     return []
 
@@ -180,13 +180,13 @@ def run_stage(run: Path, stage: Stage, execute: Callable[[list[str]], None]) -> 
         raise ValueError(
             f"stage {stage.name}: input {missing[0]} is missing; run the stage that makes it first"
         )
-    begun = _record(stage, inputs=stage.inputs)
+    begun = record_of(stage, inputs=stage.inputs)
     manifest_path(run, stage).unlink(missing_ok=True)
     write_json(started_path(run, stage), begun)
     started = time.monotonic()
     execute(list(stage.command))
     seconds = time.monotonic() - started
-    made = _record(stage, outputs=stage.outputs)
+    made = record_of(stage, outputs=stage.outputs)
     absent = [name for name, digest in made["outputs"].items() if not digest]
     if absent:
         raise ValueError(
@@ -204,6 +204,7 @@ def run_stages(
     execute: Callable[[list[str]], None],
     say: Callable[[str], None] = print,
     refuse: bool = False,
+    take_over: Callable[[Stage], object] | None = None,
 ) -> dict[str, float]:
     """Run the stages in order, skipping what is done; seconds by stage (0 for a skipped one).
 
@@ -212,13 +213,15 @@ def run_stages(
         execute: runs one command's arguments, `llama2_pl.cli.main` in use.
         say: where progress lines go.
         refuse: raise where a stage was done, or begun, with something else; False: make it again.
+        take_over: is asked before a stage is run, and may put what another run made in its place.
     """
     run, seconds, pace = Path(run), {}, None
     left = sum(stage.share for stage in stages)
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.name}"
+        taken = take_over(stage) if take_over else None
         if is_done(run, stage):
-            say(f"{title}: done before, skipped")
+            say(f"{title}: {f'taken over from {taken}' if taken else 'done before, skipped'}")
             seconds[stage.name] = 0.0
             left -= stage.share
             continue

@@ -20,7 +20,8 @@ T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 def study(out: str, loop: str, arms: dict[str, Any], seeds: Sequence[int] = (1, 2, 3)) -> None:
     """Run each arm with each seed, as `llama2-pl rlhf` on its own folder, and write out/study.json and out/study.md.
 
-    A second call skips what is done; each run can be gone on with by the command in the table.
+    A second call skips what is done, and what an earlier arm made with the same command and inputs is linked. Each
+    run can be gone on with by the command in the table.
 
     Args:
         out: the study's folder; runs lie in out/<arm>/seed<n>.
@@ -39,7 +40,8 @@ def study(out: str, loop: str, arms: dict[str, Any], seeds: Sequence[int] = (1, 
             # JSON is YAML
             write_json(run / "rlhf.yaml", merged(base, {**(overrides or {}), "seed": seed}))
             print(f"{arm}, seed {seed}: {run}")
-            execute(["rlhf", f"--config={run / 'rlhf.yaml'}", f"--out={run}"])
+            share = json.dumps([str(Path(out) / earlier / f"seed{seed}") for earlier in found])
+            execute(["rlhf", f"--config={run / 'rlhf.yaml'}", f"--out={run}", f"--share={share}"])
             results = json.loads((run / "results.json").read_text(encoding="utf-8"))
             found.setdefault(arm, []).append(results)
     write_json(Path(out) / "study.json", {"seeds": list(seeds), "arms": arms, "rows": rows_of(found)})
@@ -88,10 +90,19 @@ def rows_of(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, 
 
 MEASURES = ("gold", "reward", "gap", "forgetting")
 JUDGES = {
-    "helpfulness accuracy": lambda run: run["reward_accuracy"].get("helpfulness", {}).get("overall"),
-    "safety accuracy": lambda run: run["reward_accuracy"].get("safety", {}).get("overall"),
+    "helpfulness accuracy": lambda run: _accuracy(run, "helpfulness"),
+    "significantly better": lambda run: _accuracy(run, "helpfulness", "significantly better"),
+    "slightly better": lambda run: _accuracy(run, "helpfulness", "slightly better"),
+    "negligibly better": lambda run: _accuracy(run, "helpfulness", "negligibly better"),
+    "safety accuracy": lambda run: _accuracy(run, "safety"),
     "unsafe recall": lambda run: run.get("unsafe_recall", {}).get("mean"),
 }
+
+
+def _accuracy(run: Mapping[str, Any], kind: str, rating: str | None = None) -> float | None:
+    """Of a reward model over all held-out pairs, or those of one rating (Table 8)."""
+    found = run["reward_accuracy"].get(kind, {})
+    return found.get("overall") if rating is None else found.get("by_rating", {}).get(rating)
 
 
 def _mean_of(found: Any) -> float | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from llama2_pl.rlhf.evaluate import (
     reward_models,
     sample_dialogues,
 )
+from llama2_pl.rlhf.reuse import link
 from llama2_pl.rlhf.scores import Heard, forgetting, gold_by_kind, goodhart_gap, judged, listen, means
 from llama2_pl.rlhf.stages import fingerprint
 
@@ -141,7 +140,7 @@ def choose_checkpoint(
     }
     if (gold := heard[best].gold) is not None and rival.gold is not None:
         result["win_rate"]["gold"] = win_rate(gold, rival.gold)
-    link_checkpoint(Path(best), Path(out) / "policy.ckpt")
+    link(Path(best), Path(out) / "policy.ckpt")
     write_json(Path(out) / "choice.json", result)
     for judge, row in result["win_rate"].items():
         print(f"{best}: preferred by the {judge} {row['mean']:.1%} [{row['low']:.1%}, {row['high']:.1%}]")
@@ -212,23 +211,6 @@ def checkpoints_in(path: str) -> list[str]:
     """The checkpoints of a folder, or the path itself where it is one."""
     found = sorted(map(str, Path(path).glob("*.ckpt"))) if Path(path).is_dir() else []
     return found or [path]
-
-
-def link_checkpoint(source: Path, target: Path) -> None:
-    """The same checkpoint under another name: hard links where the disk has them, else a copy."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
-    if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link)
-    else:
-        _link(str(source), str(target))
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _load(path: str) -> LanguageModel:

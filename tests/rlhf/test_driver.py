@@ -363,6 +363,26 @@ def test_a_small_model_learns_from_the_samples_of_a_big_one(done: Path, start: P
     assert load_language_model(run / "v1/choice/policy.ckpt").config.dim == 16
 
 
+def test_what_another_run_made_with_the_same_command_and_inputs_is_linked_and_only_that(
+    done: Path, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, ran = tmp_path / "run", []
+    monkeypatch.setattr(driver, "execute", lambda args: (ran.append(args[0:2]), main(args)))
+    words = [f"--share=[{done / 'run'}]", "--until=v1/pool"]
+    rlhf(tmp_path, config_of(start), *words, "--sampling.per_prompt=2")
+    assert [line[:2] for line in ran] == [["rlhf", "pool"]]  # the one stage whose command differs
+    for name in ("reward_safety/last.ckpt", "best_of_k/answers"):
+        assert fingerprint(run / "v1" / name) == fingerprint(done / "run/v1" / name)
+    assert manifest(run, "v1/best_of_k")["made_in"] == str(done / "run")
+    assert str(done / "run") not in json.dumps(manifest(run, "v1/best_of_k")["command"])
+    ran.clear()
+    rlhf(tmp_path, config_of(start), "--until=v1/pool", "--sampling.per_prompt=2")  # it is this run's now
+    assert ran == []
+    (tmp_path / "other").mkdir()
+    rlhf(tmp_path / "other", config_of(start), *words[:1], "--until=v1/ratings", "--ratings.noise=0.5")
+    assert [line[0] for line in ran] == ["collect"]
+
+
 def test_a_stage_is_made_again_with_what_depends_on_it_and_ends_the_same(
     done: Path, start: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,9 +11,10 @@ import yaml
 
 from llama2_pl.rlhf import study as study_module
 from llama2_pl.rlhf.evaluate import PromptTask
+from llama2_pl.rlhf.reuse import link
 from llama2_pl.rlhf.scores import Heard, forgetting, gold_by_kind, goodhart_gap, judged
 from llama2_pl.rlhf.study import merged, over_seeds, study
-from llama2_pl.rlhf.versions import checkpoints_in, link_checkpoint
+from llama2_pl.rlhf.versions import checkpoints_in
 from llama2_pl.text.chat import Dialog
 
 
@@ -63,12 +64,12 @@ def test_gold_scores_are_kept_apart_by_kind_of_task() -> None:
 def test_a_link_holds_the_checkpoint_and_replaces_an_older_one(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.ckpt").write_text(name)
-        link_checkpoint(tmp_path / f"{name}.ckpt", tmp_path / "out/policy.ckpt")
+        link(tmp_path / f"{name}.ckpt", tmp_path / "out/policy.ckpt")
         assert (tmp_path / "out/policy.ckpt").read_text() == name
     shards = tmp_path / "shards.ckpt"
     shards.mkdir()
     (shards / "meta.pt").write_text("meta")
-    link_checkpoint(shards, tmp_path / "out/policy.ckpt")
+    link(shards, tmp_path / "out/policy.ckpt")
     assert (tmp_path / "out/policy.ckpt/meta.pt").read_text() == "meta"
     assert checkpoints_in(str(tmp_path)) == [str(tmp_path / f"{n}.ckpt") for n in ("a", "b", "shards")]
     assert checkpoints_in(str(shards)) == [str(shards)]
