@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,14 +73,9 @@ def rlhf(
     if until is not None:
         stages = stages[: index_of(stages, until, "--until") + 1]
     write_configs(loop)
-    others = [Path(other) for other in share or []]
-    run_stages(
-        loop.out,
-        without_ratings_to_come(loop, stages),
-        execute,
-        refuse=True,
-        take_over=lambda stage: take_over(loop.out, stage, others),
-    )
+    stages = without_ratings_to_come(loop, stages)
+    take = partial(take_over, loop.out, others=[Path(other) for other in share or []])
+    run_stages(loop.out, stages, execute, refuse=True, take_over=take)
 
 
 def prepare(start: Start) -> str:
