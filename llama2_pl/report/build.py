@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llama2_pl.evaluation.curves import read_curve
 from llama2_pl.report import figures, page
 from llama2_pl.report.doctor import doctor
-from llama2_pl.report.metrics import read_curve, read_json
+from llama2_pl.report.metrics import read_json
 from llama2_pl.report.rewards import reward_models, scaling
 from llama2_pl.report.versions import versions
 

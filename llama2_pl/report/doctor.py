@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from llama2_pl.evaluation.curves import Curve
 from llama2_pl.report import figures, page
-from llama2_pl.report.metrics import Curve
 
 GAPS = {"goodhart_gold": "over the gold score", "goodhart_general": "over the general reward model"}
 HEALTH = {

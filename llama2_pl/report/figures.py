@@ -6,7 +6,8 @@ import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llama2_pl.report.metrics import Curve, smooth
+from llama2_pl.evaluation.curves import Curve
+from llama2_pl.report.metrics import smooth
 
 COLOURS = ["#2f6f9f", "#c8553d", "#588157", "#8a5a9e", "#b08900", "#5b6770"]
 RATINGS = ["significantly better", "better", "slightly better", "negligibly better"]

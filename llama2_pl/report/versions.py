@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llama2_pl.evaluation.curves import Curve, read_curve
 from llama2_pl.report import figures, page
-from llama2_pl.report.metrics import Curve, read_curve
 
 
 def versions(run: Path, results: dict) -> str:

@@ -10,43 +10,56 @@ from typing import Any
 
 import yaml
 
-from llama2_pl.files import write_json
+from llama2_pl.evaluation.curves import read_curve
+from llama2_pl.files import write_json, write_text
 from llama2_pl.rlhf.recipe import configs_folder, execute
 
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond them the normal's.
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
-def study(out: str, loop: str, arms: dict[str, Any], seeds: Sequence[int] = (1, 2, 3)) -> None:
+def study(
+    out: str,
+    loop: str,
+    arms: dict[str, Any],
+    seeds: Sequence[int] = (1, 2, 3),
+    against: dict[str, str] | None = None,
+) -> None:
     """Run each arm with each seed, as `llama2-pl rlhf` on its own folder, and write out/study.json and out/study.md.
 
     A second call skips what is done, and what an earlier arm made with the same command and inputs is linked. Each
-    run can be gone on with by the command in the table.
+    run can be gone on with by the command below the tables.
 
     Args:
         out: the study's folder; runs lie in out/<arm>/seed<n>.
         loop: config of `llama2-pl rlhf` that all arms share; packaged ones by their path below `configs/`.
         arms: overrides by name, nested as the config is: {beta_0: {options: {ppo: {model.beta: 0.0}}}}.
         seeds: of every arm.
+        against: arms to compare, seed by seed: {beta_0: beta_0.05} reports beta_0 minus beta_0.05.
     """
+    if unknown := {name for pair in (against or {}).items() for name in pair} - set(arms):
+        raise ValueError(f"against: no arm {min(unknown)!r}; the arms are {', '.join(arms)}")
     path = Path(loop) if Path(loop).exists() else configs_folder("rlhf").parent / loop
     if not path.exists():
         raise ValueError(f"loop: {loop} is no file, and there is no packaged {path}")
     base = yaml.safe_load(path.read_text(encoding="utf-8"))
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[Numbers]] = {}
     for arm, overrides in arms.items():
         for seed in seeds:
             run = Path(out) / arm / f"seed{seed}"
             # JSON is YAML
             write_json(run / "rlhf.yaml", merged(base, {**(overrides or {}), "seed": seed}))
             print(f"{arm}, seed {seed}: {run}")
-            share = json.dumps([str(Path(out) / earlier / f"seed{seed}") for earlier in found])
+            share = json.dumps(
+                [str(Path(out) / earlier / f"seed{seed}") for earlier in found if earlier != arm]
+            )
             execute(["rlhf", f"--config={run / 'rlhf.yaml'}", f"--out={run}", f"--share={share}"])
-            results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-            found.setdefault(arm, []).append(results)
-    write_json(Path(out) / "study.json", {"seeds": list(seeds), "arms": arms, "rows": rows_of(found)})
-    text = table(rows_of(found), seeds, out)
-    (Path(out) / "study.md").write_text(text, encoding="utf-8")
+            found.setdefault(arm, []).append(numbers_of(run))
+    rows, differences = rows_of(found), differences_of(found, against or {})
+    about = {"seeds": list(seeds), "arms": arms, "against": against}
+    write_json(Path(out) / "study.json", {**about, "rows": rows, "differences": differences})
+    text = page(rows, differences, seeds, out)
+    write_text(Path(out) / "study.md", text)
     print(text)
 
 
@@ -71,37 +84,48 @@ def over_seeds(values: Sequence[float]) -> dict[str, float | int | None]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "count": count}
 
 
-def rows_of(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """A row per arm and version: reward, gold score, gap and forgetting over the seeds; the last one's judges too."""
-    rows = []
-    for arm, runs in found.items():
-        for number, version in enumerate(runs[0]["versions"]):
-            measured = {key: [_mean_of(run["versions"][number][key]) for run in runs] for key in MEASURES}
-            if number == len(runs[0]["versions"]) - 1:
-                measured |= {name: [read(run) for run in runs] for name, read in JUDGES.items()}
-            known = {
-                key: over_seeds([v for v in values if v is not None])
-                for key, values in measured.items()
-                if None not in values
-            }
-            rows.append({"arm": arm, "version": version["version"], **known})
-    return rows
-
-
-MEASURES = ("gold", "reward", "gap", "forgetting")
+# What is known of a version of one run, by version and name.
+Numbers = dict[str, dict[str, float]]
+POLICY = ("gold", "reward", "gap", "forgetting")
 JUDGES = {
-    "helpfulness accuracy": lambda run: _accuracy(run, "helpfulness"),
-    "significantly better": lambda run: _accuracy(run, "helpfulness", "significantly better"),
-    "slightly better": lambda run: _accuracy(run, "helpfulness", "slightly better"),
-    "negligibly better": lambda run: _accuracy(run, "helpfulness", "negligibly better"),
-    "safety accuracy": lambda run: _accuracy(run, "safety"),
-    "unsafe recall": lambda run: run.get("unsafe_recall", {}).get("mean"),
+    "helpfulness accuracy": ("helpfulness", None),
+    "significantly better": ("helpfulness", "significantly better"),
+    "slightly better": ("helpfulness", "slightly better"),
+    "negligibly better": ("helpfulness", "negligibly better"),
+    "safety accuracy": ("safety", None),
 }
+RECALL = "unsafe recall"
+# Logged by PPO and its callbacks; the mean over the last looks.
+PPO = {
+    "PPO: KL": "ppo/kl",
+    "PPO: reward of its samples": "ppo/reward",
+    "PPO: gold of its samples": "doctor/gold_score",
+    "PPO: entropy": "ppo/entropy",
+    "PPO: held-out reward": "held_out/reward",
+}
+LAST = 5
 
 
-def _accuracy(run: Mapping[str, Any], kind: str, rating: str | None = None) -> float | None:
+def numbers_of(run: Path) -> Numbers:
+    """What a finished run measured: every version's answers, its PPO, and the last one's reward models."""
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    found: Numbers = {}
+    for row in results["versions"]:
+        name = row["version"]
+        known = {key: _mean_of(row[key]) for key in POLICY}
+        for label, key in PPO.items():
+            curve = read_curve(run / name / "ppo", key).y[-LAST:]
+            known[label] = sum(curve) / len(curve) if curve else None
+        if row is results["versions"][-1]:
+            known |= {label: _accuracy(results, *which) for label, which in JUDGES.items()}
+            known[RECALL] = results.get("unsafe_recall", {}).get("mean")
+        found[name] = {key: value for key, value in known.items() if value is not None}
+    return found
+
+
+def _accuracy(results: Mapping[str, Any], kind: str, rating: str | None) -> float | None:
     """Of a reward model over all held-out pairs, or those of one rating (Table 8)."""
-    found = run["reward_accuracy"].get(kind, {})
+    found = results["reward_accuracy"].get(kind, {})
     return found.get("overall") if rating is None else found.get("by_rating", {}).get(rating)
 
 
@@ -109,21 +133,60 @@ def _mean_of(found: Any) -> float | None:
     return found["mean"] if isinstance(found, dict) else found
 
 
-def table(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int], out: str) -> str:
-    """The rows as Markdown."""
-    columns = [*MEASURES, *JUDGES]
-    lines = [
-        f"Means over {len(seeds)} seeds with 95 % intervals (Student's t over the seeds).",
-        "",
-        f"| arm | version | {' | '.join(columns)} |",
-        "|---|---|" + "---|" * len(columns),
+def rows_of(found: Mapping[str, Sequence[Numbers]]) -> list[dict[str, Any]]:
+    """A row per arm and version: what all seeds know, as mean and interval over them."""
+    return [
+        {"arm": arm, "version": version, **_joined([run[version] for run in runs])}
+        for arm, runs in found.items()
+        for version in runs[0]
     ]
+
+
+def differences_of(
+    found: Mapping[str, Sequence[Numbers]], against: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """A row per pair of arms, at the last version that both have: the mean of the seeds' own differences."""
+    rows = []
+    for arm, other in against.items():
+        version = [name for name in found[arm][0] if name in found[other][0]][-1]
+        pairs = [(mine[version], its[version]) for mine, its in zip(found[arm], found[other], strict=True)]
+        parts = [{key: mine[key] - its[key] for key in mine if key in its} for mine, its in pairs]
+        rows.append({"arm": f"{arm} - {other}", "version": version, **_joined(parts)})
+    return rows
+
+
+def _joined(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    return {key: over_seeds([run[key] for run in runs]) for key in runs[0] if all(key in run for run in runs)}
+
+
+def page(
+    rows: Sequence[Mapping[str, Any]],
+    differences: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    out: str,
+) -> str:
+    """All tables as Markdown."""
+    kinds = {"Policies": POLICY, "Reward models": (*JUDGES, RECALL), "PPO": tuple(PPO)}
+    parts = [f"Means over {len(seeds)} seeds with 95 % intervals (Student's t over the seeds)."]
+    for title, columns in kinds.items():
+        parts += [f"## {title}", table(rows, columns)]
+    if differences:
+        parts.append("## Differences, seed by seed")
+        parts += [table(differences, columns) for columns in kinds.values()]
+    parts.append(f"One run: `llama2-pl rlhf --config {out}/ARM/seedN/rlhf.yaml --out {out}/ARM/seedN`\n")
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """The rows that know any of the columns; empty where none does."""
+    known = [key for key in columns if any(key in row for row in rows)]
+    lines = [f"| arm | version | {' | '.join(known)} |", "|---|---|" + "---|" * len(known)]
     lines += [
-        f"| {row['arm']} | {row['version']} | {' | '.join(_cell(row.get(key)) for key in columns)} |"
+        f"| {row['arm']} | {row['version']} | {' | '.join(_cell(row.get(key)) for key in known)} |"
         for row in rows
+        if any(key in row for key in known)
     ]
-    lines += ["", f"One run: `llama2-pl rlhf --config {out}/ARM/seedN/rlhf.yaml --out {out}/ARM/seedN`", ""]
-    return "\n".join(lines)
+    return "\n".join(lines) if known else ""
 
 
 def _cell(found: Mapping[str, Any] | None) -> str:

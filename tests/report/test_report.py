@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from llama2_pl.evaluation.curves import read_curve
 from llama2_pl.report.build import build_report
-from llama2_pl.report.metrics import read_curve, smooth
+from llama2_pl.report.metrics import smooth
 
 INTERVAL = {"mean": 0.6, "low": 0.5, "high": 0.7, "count": 100}
 

@@ -99,10 +99,12 @@ def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[dict] = []
+    shares: list[str] = []
 
     def loop(args: list[str]) -> None:
         assert args[0] == "rlhf"
         config = yaml.safe_load(Path(args[1].partition("=")[2]).read_text())
+        shares.append(args[3].partition("=")[2])
         ran.append(config)
         gold = {"pool_all": 0.8, "pool_previous": 0.6}[Path(args[2]).parent.name] + config["seed"] / 10
         row = {
@@ -113,11 +115,16 @@ def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
             "forgetting": 0.25,
         }
         results = {"versions": [row], "reward_accuracy": {"helpfulness": {"overall": 0.7}}}
-        (Path(args[2].partition("=")[2]) / "results.json").write_text(json.dumps(results))
+        run = Path(args[2].partition("=")[2])
+        (run / "results.json").write_text(json.dumps(results))
+        if "pool_all" in str(run):  # six looks, of which the last five count
+            (run / "v0/ppo/metrics").mkdir(parents=True)
+            looks = "".join(f"{step},{0.9 if step == 0 else 0.2}\n" for step in range(6))
+            (run / "v0/ppo/metrics/metrics.csv").write_text(f"step,ppo/kl\n{looks}")
 
     monkeypatch.setattr(study_module, "execute", loop)
     arms = {"pool_all": {"sampling": {"pool": "all"}}, "pool_previous": {"sampling": {"pool": "previous"}}}
-    study(str(tmp_path / "study"), "rlhf/small.yaml", arms, seeds=[1, 2])
+    study(str(tmp_path / "study"), "rlhf/small.yaml", arms, [1, 2], {"pool_previous": "pool_all"})
     assert [(c["sampling"]["pool"], c["seed"]) for c in ran] == [
         ("all", 1),
         ("all", 2),
@@ -125,14 +132,26 @@ def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
         ("previous", 2),
     ]
     assert all(c["sampling"]["samples_per_prompt"] == ran[0]["sampling"]["samples_per_prompt"] for c in ran)
-    first, second = json.loads((tmp_path / "study/study.json").read_text())["rows"]
+    assert [json.loads(c) for c in shares] == [
+        [],
+        [],
+        *([str(tmp_path / f"study/pool_all/seed{n}")] for n in (1, 2)),
+    ]
+    written = json.loads((tmp_path / "study/study.json").read_text())
+    first, second = written["rows"]
     # 0.9 and 1.0: t(0.975, 1) = 12.706, deviation 0.0707, so 12.706 * 0.05 = 0.635
     assert first["gold"]["mean"] == pytest.approx(0.95) and first["gold"]["count"] == 2
     assert (first["gold"]["low"], first["gold"]["high"]) == pytest.approx((0.315, 1.585), abs=1e-3)
     assert second["gold"]["mean"] == pytest.approx(0.75) and "gap" not in second
     assert first["helpfulness accuracy"]["mean"] == pytest.approx(0.7)
+    assert first["PPO: KL"]["mean"] == pytest.approx(0.2) and "PPO: KL" not in second
+    (difference,) = written["differences"]
+    assert difference["arm"] == "pool_previous - pool_all" and difference["version"] == "v0"
+    assert [difference["gold"][k] for k in ("mean", "low", "high")] == pytest.approx([-0.2, -0.2, -0.2])
     text = (tmp_path / "study/study.md").read_text()
-    assert "| pool_all | v0 | 0.950 [0.315, 1.585] |" in text and "| – |" in text
+    assert "| pool_all | v0 | 0.950 [0.315, 1.585] |" in text and "| pool_previous | v0 | 0.7" in text
+    with pytest.raises(ValueError, match="against: no arm 'beta'; the arms are pool_all, pool_previous"):
+        study(str(tmp_path / "study"), "rlhf/small.yaml", arms, [1, 2], {"beta": "pool_all"})
 
 
 def test_the_packaged_study_names_arms_over_a_packaged_loop() -> None:
