@@ -57,6 +57,8 @@ TOOLS: dict[str, Tool] = {
         "llama2_pl.rlhf.scaling:reward_scaling", "reward accuracy by weekly batch and model size (Fig. 6)"
     ),
     "evaluate": Tool("llama2_pl.rlhf.evaluate:evaluate", "evaluate models and reward models"),
+    "gatt": Tool("llama2_pl.rlhf.gatt:measure_ghost_attention", "is an instruction kept, turn by turn"),
+    "gatt study": Tool("llama2_pl.rlhf.gatt:gatt_study", "Ghost Attention on and off, several seeds"),
     "export": Tool("llama2_pl.checkpoints.ours:export_checkpoint", "a checkpoint as a Hugging Face folder"),
     "report": Tool("llama2_pl.report.build:build_report", "result files of a run as report.html"),
     "chat": Tool("llama2_pl.app.chat:chat", "talk to a checkpoint in the terminal"),

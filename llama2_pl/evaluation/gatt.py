@@ -8,7 +8,7 @@ from typing import NamedTuple
 from llama2_pl.evaluation.answers import answer
 from llama2_pl.evaluation.intervals import Interval, wilson
 from llama2_pl.model.heads import LanguageModel
-from llama2_pl.text.chat import Dialog
+from llama2_pl.text.chat import Dialog, encode_prompt
 from llama2_pl.text.tags import strip_control_tags
 from llama2_pl.text.tokenizer import Tokenizer
 
@@ -54,10 +54,12 @@ def persistence(
     Llama 2 A.3.5, table 30 asks at turns 2, 4, 6 and 20. The instruction is the system message, which the chat
     format puts into the first user turn and nowhere else (§3.3). Our choice: greedy answers, so that the share has
     no sampling noise of its own; the intervals are over cases. Control tags are cut from an answer before it
-    becomes context.
+    becomes context. Every dialogue must fit the model's context to its last turn, as the paper's do; nothing is
+    cut, for a cut dialogue brings the instruction nearer.
     """
     last = max(turns)
     _require_turns(cases, last)
+    require_room(model, tokenizer, [_shortest(case, last) for case in cases], last, max_new_tokens)
     dialogs = [Dialog.of([("system", case.instruction)]) for case in cases]
     kept: dict[int, list[bool]] = {}
     for turn in range(1, last + 1):
@@ -65,6 +67,7 @@ def persistence(
             dialog.then("user", case.user_turns[turn - 1])
             for dialog, case in zip(dialogs, cases, strict=True)
         ]
+        require_room(model, tokenizer, asked, turn, max_new_tokens)
         answers = answer(
             model,
             tokenizer,
@@ -88,6 +91,28 @@ def _require_turns(cases: Sequence[Case], last: int) -> None:
                 f"case {case.name!r} ({case.instruction!r}) has {len(case.user_turns)} user turns; "
                 f"turn {last} was asked for"
             )
+
+
+def _shortest(case: Case, turns: int) -> Dialog:
+    """The case up to its question of turn `turns`, as if every answer were empty."""
+    dialog = Dialog.of([("system", case.instruction), ("user", case.user_turns[0])])
+    for text in case.user_turns[1:turns]:
+        dialog = dialog.then("assistant", "").then("user", text)
+    return dialog
+
+
+def require_room(
+    model: LanguageModel, tokenizer: Tokenizer, asked: Sequence[Dialog], turn: int, max_new_tokens: int
+) -> None:
+    """Raise ValueError where a dialogue and its next answer are longer than the model's context."""
+    room = model.config.max_seq_len - max_new_tokens
+    longest = max(len(encode_prompt(dialog, tokenizer, tags="neutralise")) for dialog in asked)
+    if longest > room:
+        raise ValueError(
+            f"turn {turn}: a dialogue has {longest} tokens, and with max_new_tokens {max_new_tokens} only {room} fit "
+            f"the model's max_seq_len {model.config.max_seq_len}; ask at earlier turns, lower max_new_tokens, or "
+            "fine-tune with a longer backbone.max_seq_len"
+        )
 
 
 def _shares(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -58,6 +60,18 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(hidden)
+
+
+def extend_context(model: nn.Module, max_seq_len: int) -> None:
+    """Let a network read rows of `max_seq_len` tokens: of all it has, only RoPE's table knows their number.
+
+    Llama 2 A.3.5: a model pretrained with 2048 tokens is fine-tuned with 4096.
+    """
+    for module in model.modules():
+        if isinstance(config := getattr(module, "config", None), ModelConfig):
+            module.config = replace(config, max_seq_len=max_seq_len)  # type: ignore[assignment]
+        if isinstance(module, RoPE):
+            module.reset_parameters()
 
 
 def check_lengths(

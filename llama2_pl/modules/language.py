@@ -11,6 +11,7 @@ from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.batches import Batch
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
+from llama2_pl.model.transformer import extend_context
 from llama2_pl.modules.base import LlamaModule, check_same_config, scale_gradients
 from llama2_pl.objectives.language import next_token_loss_from_hidden
 
@@ -37,8 +38,11 @@ class LanguageModule(LlamaModule):
     def build_networks(self) -> None:
         config, init_from = ModelConfig.of(self.hparams["backbone"]), self.hparams["init_from"]
         if self.attached and init_from is not None:
-            self.model = self.distributed(load_language_model(init_from, tokenizer=self.tokenizer))
-            check_same_config(config, self.model.config, init_from)
+            model = load_language_model(init_from, tokenizer=self.tokenizer)
+            if config.max_seq_len > model.config.max_seq_len:
+                extend_context(model, config.max_seq_len)
+            check_same_config(config, model.config, init_from)
+            self.model = self.distributed(model)
         else:
             self.model = self.fresh(LanguageModel, config)
 

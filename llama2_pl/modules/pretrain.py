@@ -21,7 +21,8 @@ class PretrainModule(LanguageModule):
         betas: of AdamW.
         eps: of AdamW.
         weight_decay: of every matrix; gains of norms do not decay.
-        init_from: a checkpoint to start from, of the same architecture; None: the documented random init.
+        init_from: a checkpoint to start from, of the same architecture, but for a longer `max_seq_len`; None: the
+            documented random init.
     """
 
     def __init__(

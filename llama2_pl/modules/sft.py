@@ -16,7 +16,7 @@ class SFTModule(LanguageModule):
 
     Args:
         backbone: the architecture.
-        init_from: the pretrained checkpoint; None: random weights.
+        init_from: the pretrained checkpoint; None: random weights. `max_seq_len` may be longer than it had.
         lr: peak learning rate.
         min_lr_ratio: last learning rate as a share of the peak.
         warmup_ratio: share of the run's optimizer steps that warm up.

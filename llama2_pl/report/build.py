@@ -7,6 +7,7 @@ from pathlib import Path
 from llama2_pl.evaluation.curves import read_curve
 from llama2_pl.report import figures, page
 from llama2_pl.report.doctor import doctor
+from llama2_pl.report.gatt import ghost_attention
 from llama2_pl.report.metrics import read_json
 from llama2_pl.report.rewards import reward_models, scaling
 from llama2_pl.report.versions import versions
@@ -42,7 +43,7 @@ def build_report(run: str = "runs/demo", out: str | None = None) -> str:
         *(part for ppo in _ppo_folders(folder) for part in (_ppo(ppo), doctor(ppo))),
         _judged(results),
         _gold(results),
-        _ghost_attention(results),
+        ghost_attention(results),
         _carbon(folder),
         _samples(results),
         _commands(folder),
@@ -238,18 +239,6 @@ def _gold(results: dict) -> str:
     return page.section(
         "Gold score", lead, page.row(*charts), page.table(["model", *names], lines) if lines else ""
     )
-
-
-def _ghost_attention(results: dict) -> str:
-    gatt = results.get("gatt")
-    if not gatt:
-        return ""
-    chart = page.figure(
-        figures.persistence(gatt),
-        "Answers that keep an instruction given once, in the first turn (as Table 30).",
-    )
-    lead = "Ghost Attention should hold an instruction over the turns where plain SFT forgets it."
-    return page.section("Ghost Attention", lead, page.row(chart))
 
 
 def _carbon(run: Path) -> str:

@@ -189,3 +189,20 @@ def bands(named: dict[str, dict[str, dict]], *, x_label: str, y_label: str, whol
 def persistence(named: dict[str, dict[str, dict]]) -> str:
     """Share of answers that keep the instruction, by turn, a line per model (as Table 30)."""
     return bands(named, x_label="turn", y_label="instruction kept", whole=True)
+
+
+def heat_map(rows: list[list[float | None]], *, step: int, mark: tuple[int, int], highest: float) -> str:
+    """Squares of `step` tokens, row by row, None left white; dashed lines around the tokens of `mark` (as Fig. 10)."""
+
+    def paint(axes: Any) -> None:
+        end = len(rows) * step
+        shades = [[float("nan") if value is None else value for value in row] for row in rows]
+        image = axes.imshow(shades, cmap="viridis", vmin=0, vmax=highest, extent=(0, end, end, 0))
+        for place in mark:
+            axes.axvline(place, color=COLOURS[1], linestyle="--", linewidth=0.9)
+        axes.grid(visible=False)
+        axes.set_xlabel("token that is read")
+        axes.set_ylabel("token that reads")
+        axes.figure.colorbar(image, ax=axes, shrink=0.8)
+
+    return _draw(paint, width=5.0, height=4.2)

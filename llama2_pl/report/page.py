@@ -72,6 +72,11 @@ def talk(messages: Sequence[tuple[str, str]]) -> str:
     return f"<div class='talk'>{lines}</div>"
 
 
+def folded(title: str, *parts: str) -> str:
+    """Shown when it is clicked."""
+    return f"<details><summary>{escape(title)}</summary>{''.join(parts)}</details>"
+
+
 def code(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +19,12 @@ from llama2_pl.data.readers.common import (
     optional_bool,
     parse_rows,
     sequence,
-    string,
 )
 from llama2_pl.data.readers.dialogues import messages_from_json
 from llama2_pl.data.readers.files import json_rows
 from llama2_pl.data.readers.preferences import PreferenceRow, asked, read_preferences
 from llama2_pl.evaluation.answers import answer, fits, room_for_prompt
 from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature
-from llama2_pl.evaluation.gatt import Case, persistence
 from llama2_pl.evaluation.intervals import bootstrap, wilson
 from llama2_pl.evaluation.reward import (
     ScoredPairs,
@@ -43,8 +41,8 @@ from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.files import write_json
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.objectives.reward import combined_reward
+from llama2_pl.rlhf.gatt import ghost_attention, kept_by_turn
 from llama2_pl.text.chat import Dialog, encode_dialog
-from llama2_pl.text.constraints import Constraint, constraint_kept
 from llama2_pl.text.tokenizer import Tokenizer
 
 
@@ -106,9 +104,9 @@ def evaluate(
         out: the result file.
         helpful_pairs: held-out preference files for the helpfulness model.
         safety_pairs: held-out preference files for the safety model.
-        gatt_models: checkpoints by name whose hold on an instruction is compared.
+        gatt_models: checkpoints by name whose hold on an instruction is compared; those without Ghost Attention first.
         gatt_cases: conversations with an instruction and its check.
-        gatt_turns: turns at which the instruction is checked.
+        gatt_turns: turns at which the instruction is checked; the paper's are 2, 4, 6 and 20.
         sampler: which of `models` the best-of-N curves are drawn for.
         temperatures: of the best-of-N curves; the gold score is taken at the middle one.
         samples: largest N of those curves.
@@ -129,7 +127,7 @@ def evaluate(
         few = asked[:best_of_n_prompts]
         results["best_of_n"] = best_of_n(networks[sampler], few, judges, speak, temperatures, samples)
     results |= reward_models(judges, helpful_pairs, safety_pairs)
-    results |= ghost_attention(gatt_models or {}, gatt_cases, gatt_turns, speak)
+    results |= ghost_attention(gatt_models or {}, gatt_cases, gatt_turns, words, max_new_tokens)
     results["samples"] = sample_dialogues(networks, asked, speak)
     write_json(Path(out), results)
     print(summary(results))
@@ -174,26 +172,6 @@ def load_judges(helpfulness_reward: str, safety_reward: str, tokenizer: str) -> 
     words, paths = Tokenizer(tokenizer), (helpfulness_reward, safety_reward)
     helpfulness, safety = (load_reward_model(path, tokenizer=words).eval() for path in paths)
     return Judges(helpfulness, safety, words)
-
-
-def ghost_attention(
-    models: dict[str, str], cases: str | None, turns: Sequence[int], speak: Speaker
-) -> dict[str, Any]:
-    """Share of answers that keep an instruction given once, by turn (Llama 2 table 30)."""
-    if cases is None:
-        return {}
-    held = read_cases(cases)
-    by_model = {
-        name: persistence(
-            load_language_model(path, tokenizer=speak.tokenizer).eval(),
-            speak.tokenizer,
-            held,
-            turns=turns,
-            max_new_tokens=speak.max_new_tokens,
-        ).by_turn
-        for name, path in models.items()
-    }
-    return {"gatt": by_model}
 
 
 def compare_models(
@@ -385,26 +363,6 @@ def read_prompt_tasks(path: str, limit: int | None = None) -> list[PromptTask]:
     return list(itertools.islice(parse_rows(json_rows(Path(path), how), parse, how), limit))
 
 
-def read_cases(path: str) -> list[Case]:
-    """Conversations for the persistence check: {"instruction", "user_turns", "check"} a line."""
-
-    def parse(raw: Raw) -> list[Case]:
-        row = mapping(raw.value, "the row")
-        turns = tuple(string({"user_turns": turn}, "user_turns") for turn in sequence(row, "user_turns"))
-        instruction, check = string(row, "instruction"), string(row, "check")
-        return [Case(instruction, turns, _check(row), check.split(":")[0])]
-
-    how = Reading(path)
-    return list(parse_rows(json_rows(Path(path), how), parse, how))
-
-
-def _check(row: dict) -> Callable[[str], bool]:
-    constraint = Constraint(
-        text=row["instruction"], short=row.get("short", row["instruction"]), check=row["check"]
-    )
-    return lambda text: constraint_kept(constraint, text)
-
-
 def _ids(prompt: Dialog, text: str, tokenizer: Tokenizer) -> list[int]:
     return encode_dialog(prompt.then("assistant", text), tokenizer, tags="neutralise").tokens
 
@@ -425,9 +383,5 @@ def summary(results: dict[str, Any]) -> str:
         lines.append(f"unsafe recall {results['unsafe_recall']['mean']:.3f}")
     if gold := results.get("best_of_n", {}).get("gold"):
         lines.append(f"best of {gold['n']}: gold {gold['best']:.3f}, median sample {gold['median']:.3f}")
-    for name, by_turn in results.get("gatt", {}).items():
-        lines.append(
-            f"instruction kept, {name}: "
-            + ", ".join(f"turn {t} {row['mean']:.0%}" for t, row in by_turn.items())
-        )
+    lines += kept_by_turn(results.get("gatt", {}))
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """Run a whole recipe: a YAML list of stages with its stage configs beside it.
 
-`$RUN` in the recipe and in its configs stands for the run's folder, `$DATA` for a data folder that the user gives,
-`$STDLIB` for Python's own source, `$CONFIGS` for the folder with the filled-in configs. Those are written to
-`<run>/configs`: the run keeps what made it, and every command can be typed again as it stands.
+`$RUN` in the recipe and in its configs stands for the run's folder, `$DATA` for a data folder and `$SEED` for a number
+that the user gives, `$STDLIB` for Python's own source, `$CONFIGS` for the folder with the filled-in configs. Those are
+written to `<run>/configs`: the run keeps what made it, and every command can be typed again as it stands.
 """
 
 from __future__ import annotations
@@ -86,28 +86,31 @@ def recipe(
     extra: list[str] | None = None,
     until: str | None = None,
     fresh: bool = False,
+    seed: int = 1,
 ) -> None:
     """Run a recipe; finished stages are skipped, an interrupted one goes on.
 
     Args:
-        recipe: a recipe YAML, or the name of a packaged one (demo, real).
+        recipe: a recipe YAML, or the name of a packaged one (demo, real, gatt).
         out: the run's folder.
         data: folder that $DATA stands for.
         extra: options added to every `fit` and `predict` command, for example --trainer.max_steps=4.
         until: name of the last stage to run.
         fresh: remove the run's folder first.
+        seed: what $SEED stands for.
     """
     path = (
         Path(recipe) if Path(recipe).suffix in {".yaml", ".yml"} else configs_folder(recipe) / "recipe.yaml"
     )
     if not path.exists():
         raise ValueError(
-            f"{recipe}: no such recipe; give a YAML file or the name of a packaged recipe: demo, real"
+            f"{recipe}: no such recipe; give a YAML file or the name of a packaged recipe: demo, real, gatt"
         )
     run = Path(out)
     if fresh and run.exists():
         shutil.rmtree(run)
     variables = {"RUN": str(run), "CONFIGS": str(run / "configs"), "STDLIB": sysconfig.get_paths()["stdlib"]}
+    variables["SEED"] = str(seed)
     variables |= {"DATA": data} if data else {}
     fill_configs(path.parent, run / "configs", variables)
     stages = _with_extra(read_recipe(path, variables), extra or [])

@@ -85,6 +85,17 @@ def encode_prompt(dialog: Dialog, tokenizer: Tokenizer, *, tags: TagPolicy = "re
     return [token for turn in history for token in turn] + _encode_user(last, tokenizer)
 
 
+def system_tokens(dialog: Dialog, tokenizer: Tokenizer, *, tags: TagPolicy = "refuse") -> range:
+    """Which of a dialogue's ids are its system message, without the tags around it."""
+    system, _ = split_system(dialog)
+    if not system:
+        raise ValueError("the dialogue has no system message: start it with one")
+    text = guard(system[0].content, "system", 0, tags)
+    head = f"{BEGIN_INSTRUCTION} {BEGIN_SYSTEM}"
+    # the line breaks around it are pieces of their own, so it is encoded alike with and without what follows
+    return range(len(tokenizer.encode(head, bos=True)), len(tokenizer.encode(head + text, bos=True)))
+
+
 def truncate_dialog(
     dialog: Dialog, tokenizer: Tokenizer, max_tokens: int, *, tags: TagPolicy = "refuse"
 ) -> Dialog:

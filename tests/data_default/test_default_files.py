@@ -182,7 +182,7 @@ def test_prompts_differ_and_a_fifth_to_a_quarter_are_for_safety(written: Path) -
 def test_ghost_attention_cases_are_checkable_and_mostly_of_trained_words(written: Path) -> None:
     cases = rows(written / "gatt/eval.jsonl")
     known = {c.text: c for c in read_constraints(written / "gatt/constraints.jsonl")}
-    assert all(len(case["user_turns"]) == 6 for case in cases)
+    assert all(len(case["user_turns"]) == 20 for case in cases)
     assert all(case["held_out"] == (case["instruction"] not in known) for case in cases)
     assert [case["held_out"] for case in cases[:5]] == [False] * 4 + [True]
     trained = (written / "sft/train.jsonl").read_text(encoding="utf-8")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from llama2_pl.evaluation import gatt
+from llama2_pl.model.config import ModelConfig
+from llama2_pl.model.heads import LanguageModel
 from llama2_pl.text.chat import Dialog
 from llama2_pl.text.tokenizer import Tokenizer, train_tokenizer
 
@@ -33,6 +35,7 @@ def forgetful(seen: list[list[Dialog]]):
     return answer
 
 
+ROOMY = LanguageModel(ModelConfig(dim=16, n_layers=1, n_heads=1, vocab_size=290, max_seq_len=1024))
 CASES = [
     gatt.Case("Speak in capitals.", ("a", "b", "c", "d"), str.isupper, "capitals"),
     gatt.Case("always speak in capitals.", ("a", "b", "c", "d"), str.isupper, "capitals"),
@@ -43,7 +46,7 @@ CASES = [
 def test_shares_by_turn_are_counted_with_the_models_own_answers_in_context(monkeypatch, tokenizer):
     seen: list[list[Dialog]] = []
     monkeypatch.setattr(gatt, "answer", forgetful(seen))
-    result = gatt.persistence(None, tokenizer, CASES, turns=(1, 2, 4))  # pyright: ignore[reportArgumentType]
+    result = gatt.persistence(ROOMY, tokenizer, CASES, turns=(1, 2, 4))
     assert {turn: row["mean"] for turn, row in result.by_turn.items()} == {
         "1": pytest.approx(2 / 3),
         "2": pytest.approx(2 / 3),
@@ -75,12 +78,23 @@ def test_a_case_with_too_few_turns_is_refused(tokenizer):
 
 
 def test_a_real_model_is_asked_turn_after_turn(tokenizer):
-    from llama2_pl.model.config import ModelConfig
-    from llama2_pl.model.heads import LanguageModel
-
     config = ModelConfig(
         dim=32, n_layers=1, n_heads=2, vocab_size=tokenizer.vocab_size, multiple_of=16, max_seq_len=256
     )
     result = gatt.persistence(LanguageModel(config), tokenizer, CASES, turns=(1, 2), max_new_tokens=4)
     assert result.by_turn["2"]["count"] == 3
     assert len(result.dialogs[0].messages) == 5
+
+
+def test_a_dialogue_that_leaves_no_room_is_refused_by_turn_before_it_is_cut(monkeypatch, tokenizer):
+    model = LanguageModel(ModelConfig(dim=16, n_layers=1, n_heads=1, vocab_size=290, max_seq_len=256))
+    # the questions alone do not fit: refused before anything is sampled
+    with pytest.raises(ValueError, match=r"turn 20: .*max_new_tokens 4 only 252 fit.*max_seq_len 256"):
+        long = [case._replace(user_turns=("and the dog ran",) * 20) for case in CASES]
+        gatt.persistence(model, tokenizer, long, turns=(2, 20), max_new_tokens=4)
+    # the questions do, the answers do not: refused at the turn that they reach
+    monkeypatch.setattr(
+        gatt, "answer", lambda model, tokenizer, dialogs, **how: ["the cat " * 40] * len(dialogs)
+    )
+    with pytest.raises(ValueError, match=r"turn 3: .*fine-tune with a longer backbone.max_seq_len"):
+        gatt.persistence(model, tokenizer, CASES, turns=(4,), max_new_tokens=4)

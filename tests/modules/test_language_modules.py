@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from llama2_pl.data.batches import Batch
+from llama2_pl.model.config import ModelConfig
+from llama2_pl.model.heads import LanguageModel
 from llama2_pl.modules import PretrainModule, SFTModule
 from llama2_pl.objectives.language import next_token_loss
 
@@ -198,6 +200,26 @@ def test_init_from_another_architecture_names_the_field(config, trainer, make, s
     wider = SFTModule({**config.to_dict(), "n_layers": 3}, init_from=path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"start\.ckpt: its n_layers is 2 and backbone\.n_layers is 3"):
         trainer(max_steps=1).fit(wider, make.loader([make.tokens()]))
+
+
+def test_init_from_with_a_longer_context_reads_as_if_built_for_it_and_a_shorter_one_is_refused(
+    config, trainer, make, save
+):
+    """Llama 2 A.3.5: from 2048 tokens to 4096 in fine-tuning."""
+    start = fresh(config)
+    path, long = save(start, "start.ckpt"), {**config.to_dict(), "max_seq_len": 128}
+    module = SFTModule(long, init_from=path, lr=0.0, weight_decay=0.0)  # type: ignore[arg-type]
+    trainer(max_steps=1).fit(module, make.loader([make.tokens(length=100)]))
+    built = LanguageModel(ModelConfig.of(long))
+    built.load_state_dict(start.model.state_dict())
+    tokens = make.tokens(length=100).tokens
+    assert torch.equal(module.model(tokens), built(tokens))
+    assert module.model.config == module.model.backbone.rope.config == built.config
+    with pytest.raises(ValueError, match="max_seq_len is 64"):
+        start.model(tokens)
+    short = SFTModule({**long, "max_seq_len": 32}, init_from=path)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"its max_seq_len is 64 and backbone\.max_seq_len is 32"):
+        trainer(max_steps=1).fit(short, make.loader([make.tokens()]))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llama2_pl.evaluation.curves import read_curve
+from llama2_pl.report import figures
 from llama2_pl.report.build import build_report
 from llama2_pl.report.metrics import smooth
 
@@ -59,6 +60,13 @@ def write_results(run):
         "gold": {"sft": INTERVAL, "ppo": INTERVAL},
         "win_rate": {"ppo vs sft": INTERVAL},
         "gatt": {"without": {"1": INTERVAL, "4": INTERVAL}, "with": {"1": INTERVAL, "4": INTERVAL}},
+        "gatt_attention": {
+            "dialog": [{"role": "system", "content": "Act as <script>a cat</script>"}],
+            "bin": 4,
+            "system": [4, 8],
+            "maps": {name: [[0.5, None], [0.25, 0.125]] for name in ("without", "with")},
+            "by_turn": {name: {"1": INTERVAL, "2": INTERVAL} for name in ("without", "with")},
+        },
         "samples": [
             {
                 "messages": [{"role": "user", "content": "hi <script>alert(1)</script>"}],
@@ -96,13 +104,15 @@ def test_every_figure_of_the_paper_is_drawn_from_the_runs_files(run):
         "&lt;b&gt;forum",
         "as Figs. 7 and 8",
         "as Table 30",
+        "60% [50%, 70%]",
+        "as Fig. 10",
         "Win rates",
         "Commands",
         "1.5 min",
     ):
         assert part in text, part
-    # loss, calibration, histogram, reward against N, PPO reward, gold, wins, GAtt
-    assert text.count("<svg") == 8
+    # loss, calibration, histogram, reward against N, PPO reward, gold, wins, GAtt kept, looked at, two maps
+    assert text.count("<svg") == 11
 
 
 def test_text_of_a_model_or_user_cannot_become_markup(run):
@@ -235,3 +245,23 @@ def page_without(run, key):
     results = json.loads((run / "results.json").read_text())
     (run / "results.json").write_text(json.dumps({k: v for k, v in results.items() if k != key}))
     return page_of(run)
+
+
+def test_a_heat_map_has_the_colour_of_each_square(monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(
+        Axes,
+        "imshow",
+        lambda self, rows, real=Axes.imshow, **how: drawn.append(real(self, rows, **how)) or drawn[-1],
+    )
+    figures.heat_map([[0.5, None], [0.0, 0.25]], step=4, mark=(4, 8), highest=0.5)
+    colours = matplotlib.colormaps["viridis"]
+    shades = drawn[0].to_rgba(drawn[0].get_array())
+    assert shades[0, 0].tolist() == pytest.approx(colours(1.0)) and shades[1, 0].tolist() == pytest.approx(
+        colours(0.0)
+    )
+    assert shades[0, 1, 3] == 0.0  # nothing is drawn above the diagonal
+    assert drawn[0].get_extent() == [0, 8, 8, 0]

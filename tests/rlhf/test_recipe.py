@@ -30,7 +30,7 @@ def only_the_world(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recipe_file(folder: Path, *stages: dict) -> str:
     folder.mkdir(exist_ok=True)
-    (folder / "note.yaml").write_text("stdlib: $STDLIB\nrun: $RUN\n", encoding="utf-8")
+    (folder / "note.yaml").write_text("stdlib: $STDLIB\nrun: $RUN\nseed: $SEED\n", encoding="utf-8")
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({"stages": list(stages)}), encoding="utf-8")
     return str(path)
@@ -38,7 +38,7 @@ def recipe_file(folder: Path, *stages: dict) -> str:
 
 def test_stages_run_in_order_with_their_variables_filled_in(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    recipe(recipe_file(tmp_path / "mine", DATA, AGAIN), str(run))
+    recipe(recipe_file(tmp_path / "mine", DATA, AGAIN), str(run), seed=3)
     assert (run / "data/sft/train.jsonl").exists() and (run / "with space/sft/train.jsonl").exists()
     manifest = json.loads((run / "manifests/again.json").read_text())
     assert manifest["command"] == [
@@ -47,7 +47,7 @@ def test_stages_run_in_order_with_their_variables_filled_in(tmp_path: Path) -> N
     ]
     assert set(manifest["inputs"]) == {f"{run}/data", f"{run}/configs/note.yaml"}
     note = yaml.safe_load((run / "configs/note.yaml").read_text())
-    assert note["run"] == str(run) and (Path(note["stdlib"]) / "json").is_dir()
+    assert note["seed"] == 3 and note["run"] == str(run) and (Path(note["stdlib"]) / "json").is_dir()
 
 
 def test_a_second_run_skips_until_a_config_changes(
@@ -128,13 +128,13 @@ def test_extra_options_are_added_to_fit_and_predict_only(
 
 
 def test_a_recipe_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none\.yaml: no such recipe; .* demo, real"):
+    with pytest.raises(ValueError, match=r"none\.yaml: no such recipe; .* demo, real, gatt"):
         recipe(str(tmp_path / "none.yaml"), str(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("name", ["demo", "real"])
+@pytest.mark.parametrize("name", ["demo", "real", "gatt"])
 def test_each_stage_of_a_packaged_recipe_reads_what_an_earlier_one_wrote(name: str) -> None:
-    variables = {"RUN": "/r", "CONFIGS": "/r/configs", "STDLIB": "/lib", "DATA": "/d"}
+    variables = {"RUN": "/r", "CONFIGS": "/r/configs", "STDLIB": "/lib", "DATA": "/d", "SEED": "1"}
     made: list[str] = []
     for stage in read_recipe(configs_folder(name) / "recipe.yaml", variables):
         for path in stage.inputs:
@@ -143,4 +143,4 @@ def test_each_stage_of_a_packaged_recipe_reads_what_an_earlier_one_wrote(name: s
                     path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/") for out in made
                 )
         made += stage.outputs
-    assert len(made) > 10
+    assert len(made) > 4

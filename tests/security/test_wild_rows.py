@@ -18,7 +18,8 @@ from llama2_pl.data.readers import (
     read_prompts,
 )
 from llama2_pl.rlhf.collect import read_tasks
-from llama2_pl.rlhf.evaluate import read_cases, read_prompt_tasks
+from llama2_pl.rlhf.evaluate import read_prompt_tasks
+from llama2_pl.rlhf.gatt import read_cases
 
 ASKED = [{"role": "user", "content": "q"}]
 

@@ -136,8 +136,10 @@ def gatt_dialogues(world: World, count: int, rng: random.Random) -> list[Row]:
     ]
 
 
-def gatt_cases(world: World, count: int, rng: random.Random, user_turns: int = 6) -> list[Row]:
+def gatt_cases(world: World, count: int, rng: random.Random, user_turns: int = 20) -> list[Row]:
     """Conversations for the persistence check: an instruction, what the user says turn by turn, and the check.
+
+    As many turns as Llama 2 table 30 asks for.
 
     Every fifth instruction has a word that stands in no training file (`held_out`).
     """

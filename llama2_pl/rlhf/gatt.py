@@ -1,0 +1,157 @@
+"""Ghost Attention measured: with and without it, by turn (Llama 2 table 30) and in what is looked at (fig. 10)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llama2_pl.checkpoints.ours import load_language_model
+from llama2_pl.data.readers.common import Raw, Reading, mapping, parse_rows, sequence, string
+from llama2_pl.data.readers.files import json_rows
+from llama2_pl.evaluation.attention_map import in_bins, look_at_system
+from llama2_pl.evaluation.gatt import Case, persistence
+from llama2_pl.evaluation.intervals import bootstrap
+from llama2_pl.files import write_json
+from llama2_pl.model.heads import LanguageModel
+from llama2_pl.rlhf.recipe import execute, recipe
+from llama2_pl.rlhf.study import over_seeds
+from llama2_pl.text.chat import Dialog, system_tokens
+from llama2_pl.text.constraints import Constraint, constraint_kept
+from llama2_pl.text.tokenizer import Tokenizer
+
+TABLE_30 = (2, 4, 6, 20)
+LOOKED_AT = 16  # dialogues whose attention is measured
+MAP_TURNS = 6  # of the first one, that the map shows; more would make its squares too coarse
+BINS = 48  # of the map, along each axis
+
+
+def ghost_attention(
+    models: Mapping[str, str],
+    cases: str | None,
+    turns: Sequence[int],
+    tokenizer: Tokenizer,
+    max_new_tokens: int,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Share of answers that keep an instruction given once, by turn, and the attention to it.
+
+    The attention is that of every model on the dialogues which the last one held, so that all read the same text.
+    """
+    if cases is None or not models:
+        return {}
+    held = read_cases(cases)[:limit]
+    networks = {name: load_language_model(path, tokenizer=tokenizer).eval() for name, path in models.items()}
+    found = {
+        name: persistence(model, tokenizer, held, turns=turns, max_new_tokens=max_new_tokens)
+        for name, model in networks.items()
+    }
+    dialogs = found[list(models)[-1]].dialogs[:LOOKED_AT]
+    return {
+        "gatt": {name: row.by_turn for name, row in found.items()},
+        "gatt_attention": attention(networks, dialogs, tokenizer),
+    }
+
+
+def attention(
+    networks: Mapping[str, LanguageModel], dialogs: Sequence[Dialog], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """Fig. 10: each model's map of the first dialogue, and the attention to the system message by turn of all."""
+    start = Dialog(dialogs[0].messages[: 1 + 2 * MAP_TURNS])
+    system = system_tokens(start, tokenizer, tags="neutralise")
+    maps, by_turn, size = {}, {}, 1
+    for name, model in networks.items():
+        strongest = look_at_system(model, tokenizer, start).strongest
+        size = math.ceil(len(strongest) / BINS)
+        maps[name] = in_bins(strongest, size)
+        rows = [look_at_system(model, tokenizer, dialog).by_turn for dialog in dialogs]
+        by_turn[name] = {str(n): bootstrap(turn) for n, turn in enumerate(zip(*rows, strict=True), start=1)}
+    return {
+        "dialog": [message._asdict() for message in start.messages],
+        "bin": size,
+        "system": [system.start, system.stop],
+        "maps": maps,
+        "by_turn": by_turn,
+    }
+
+
+def measure_ghost_attention(
+    models: dict[str, str],
+    tokenizer: str,
+    cases: str,
+    out: str,
+    turns: Sequence[int] = TABLE_30,
+    limit: int | None = None,
+    max_new_tokens: int = 64,
+) -> None:
+    """Ask each model turn after turn whether it keeps an instruction, and write what `llama2-pl report` draws.
+
+    Args:
+        models: checkpoints by name, those without Ghost Attention first.
+        tokenizer: tokenizer.model of all of them.
+        cases: conversations with an instruction and its check.
+        out: the result file.
+        turns: turns at which the instruction is checked; by default those of Llama 2 table 30.
+        limit: use only the first cases.
+        max_new_tokens: longest answer.
+    """
+    found = ghost_attention(models, cases, turns, Tokenizer(tokenizer), max_new_tokens, limit)
+    write_json(Path(out), found)
+    print("\n".join(kept_by_turn(found["gatt"])))
+
+
+def gatt_study(out: str, data: str, plan: str = "gatt", seeds: Sequence[int] = (1, 2, 3)) -> None:
+    """Run a recipe with each seed, and write out/results.json and out/report.html over the seeds.
+
+    A second call skips what is done. The attention map is that of the first seed.
+
+    Args:
+        out: the study's folder; runs lie in out/seed<n>.
+        data: what the recipe starts from: for the packaged one a run of `llama2-pl demo`.
+        plan: the recipe, whose results.json holds what `llama2-pl gatt` writes.
+        seeds: of training and of the sampled dialogues.
+    """
+    if len(seeds) < 2:
+        raise ValueError(f"seeds is {list(seeds)}; an interval over runs needs two at least")
+    runs = []
+    for seed in seeds:
+        recipe(plan, str(Path(out) / f"seed{seed}"), data=data, seed=seed)
+        runs.append(json.loads((Path(out) / f"seed{seed}" / "results.json").read_text(encoding="utf-8")))
+    pooled = {
+        name: {turn: over_seeds([run["gatt"][name][turn]["mean"] for run in runs]) for turn in by_turn}
+        for name, by_turn in runs[0]["gatt"].items()
+    }
+    write_json(Path(out) / "results.json", {"gatt": pooled, "gatt_attention": runs[0]["gatt_attention"]})
+    print("\n".join(kept_by_turn(pooled)))
+    execute(["report", f"--run={out}"])
+
+
+def kept_by_turn(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    """A line per model for the terminal."""
+    return [
+        f"instruction kept, {name}: "
+        + ", ".join(f"turn {turn} {row['mean']:.0%}" for turn, row in by_turn.items())
+        for name, by_turn in found.items()
+    ]
+
+
+def read_cases(path: str) -> list[Case]:
+    """Conversations for the persistence check: {"instruction", "user_turns", "check"} a line."""
+
+    def parse(raw: Raw) -> list[Case]:
+        row = mapping(raw.value, "the row")
+        turns = tuple(string({"user_turns": turn}, "user_turns") for turn in sequence(row, "user_turns"))
+        instruction, check = string(row, "instruction"), string(row, "check")
+        return [Case(instruction, turns, _check(row), check.split(":")[0])]
+
+    how = Reading(path)
+    return list(parse_rows(json_rows(Path(path), how), parse, how))
+
+
+def _check(row: dict) -> Callable[[str], bool]:
+    constraint = Constraint(
+        text=row["instruction"], short=row.get("short", row["instruction"]), check=row["check"]
+    )
+    return lambda text: constraint_kept(constraint, text)
