@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from llama2_pl.callbacks.common import autocast_of, find_language_model
 from llama2_pl.callbacks.gatt_build import History, Place, build_dialogues, draw_plan, turns_of
-from llama2_pl.callbacks.gatt_lists import default_constraints
+from llama2_pl.callbacks.gatt_lists import ANSWERS, constraints_by_model, fixed_constraints
 from llama2_pl.callbacks.gatt_sampling import ChatSampling, chat_sampler, weights_digest
 from llama2_pl.callbacks.rewards import Reward, check_reward, find_reward
 from llama2_pl.data.readers import dialog_to_row, read_dialogues, write_jsonl
@@ -23,15 +23,16 @@ from llama2_pl.data.readers.prompts import PromptRow
 from llama2_pl.files import write_json
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.text.chat import Dialog, Role
-from llama2_pl.text.constraints import read_constraints
+from llama2_pl.text.constraints import Constraint, read_constraints
 from llama2_pl.text.tokenizer import Tokenizer
 
 
 class Built(NamedTuple):
-    """The dialogues, and from how many tries."""
+    """The dialogues, from how many tries, and the constraints that they were drawn from."""
 
     dialogues: list[Dialog]
     tried: int
+    constraints: list[Constraint]
 
 
 class GhostAttention(L.Callback):
@@ -52,8 +53,10 @@ class GhostAttention(L.Callback):
             earlier answers, come from there.
         tokenizer: path of a SentencePiece tokenizer.model.
         out: file for the dialogues, JSON lines; what made them is noted in `<out>.meta.json`.
-        constraints: file or rows {"text", "short", "check", "kind"}, see `llama2_pl.text.constraints`; None: hobbies,
-            languages and public figures as in the paper.
+        constraints: "model": hobbies and public figures that the model names, and languages, as in the paper; "fixed":
+            the lists of `gatt_lists` in their place; or a file or rows {"text", "short", "check", "kind"}, see
+            `llama2_pl.text.constraints`.
+        list_length: hobbies, and public figures, that the model must name; fewer are an error.
         num_dialogues: how many to build.
         turns: most user turns of a dialogue; each has from 2 to this many.
         max_constraints: most constraints joined to one instruction; those of one kind exclude each other.
@@ -79,7 +82,8 @@ class GhostAttention(L.Callback):
         source_dialogues: str | list[str],
         tokenizer: str,
         out: str,
-        constraints: str | list[dict[str, Any]] | None = None,
+        constraints: str | list[dict[str, Any]] = "model",
+        list_length: int = 16,
         num_dialogues: int = 1000,
         turns: int = 4,
         max_constraints: int = 2,
@@ -107,7 +111,9 @@ class GhostAttention(L.Callback):
         self.source_dialogues = [source_dialogues] if isinstance(source_dialogues, str) else source_dialogues
         self.tokenizer = tokenizer
         self.out = Path(out)
-        self.constraints = default_constraints() if constraints is None else read_constraints(constraints)
+        # None: the model names them, once it is there
+        self.constraints = None if constraints == "model" else _given(constraints)
+        self.list_length = list_length
         self.num_dialogues = num_dialogues
         self.turns = turns
         self.max_constraints = max_constraints
@@ -180,24 +186,23 @@ class GhostAttention(L.Callback):
                 self.reward, self.helpfulness_reward, self.safety_reward, tokenizer, pl_module
             )
             with autocast_of(trainer):
-                rows, tried = self.build(model, tokenizer, reward)
+                rows, tried, constraints = self.build(model, tokenizer, reward)
             if trainer.is_global_zero:
-                self._write(rows, made_from)
+                self._write(rows, {**made_from, "constraints": [list(c) for c in constraints]})
             rank_zero_info(f"Ghost Attention: {len(rows)} dialogues from {tried} tries, {self.out}")
         return [Dialog.of(row) for row in trainer.strategy.broadcast([_plain(row) for row in rows])]
 
-    def build(
-        self, model: LanguageModel, tokenizer: Tokenizer, reward: Reward | None = None
-    ) -> tuple[list[Dialog], int]:
-        """The dialogues and the number of tries, with this model; needs no Trainer."""
+    def build(self, model: LanguageModel, tokenizer: Tokenizer, reward: Reward | None = None) -> Built:
+        """The dialogues, with this model; needs no Trainer."""
         sources = [
             turns for path in self.source_dialogues for turns in map(turns_of, read_dialogues(path)) if turns
         ]
-        if not sources or not self.constraints:
+        how = ChatSampling(self.samples, self.max_new_tokens, self.temperature, self.top_p, self.max_batch)
+        if not sources or self.constraints == []:
             raise ValueError(
                 f"GhostAttention: no {'constraint' if sources else 'source dialogue'}; give some"
             )
-        how = ChatSampling(self.samples, self.max_new_tokens, self.temperature, self.top_p, self.max_batch)
+        constraints = self.constraints or self._named_by(model, tokenizer, how)
         rng, round_ = random.Random(self.seed), 0
         kept: list[Dialog] = []
         tried = 0
@@ -205,7 +210,7 @@ class GhostAttention(L.Callback):
             wanted = self.num_dialogues - len(kept)
             plans = [
                 draw_plan(
-                    sources, self.constraints, self.turns, self.max_constraints, self.shorten_probability, rng
+                    sources, constraints, self.turns, self.max_constraints, self.shorten_probability, rng
                 )
                 for _ in range(wanted)
             ]
@@ -214,7 +219,14 @@ class GhostAttention(L.Callback):
             kept += build_dialogues(plans, sample, self.history, self.place, self.check, reward)
             tried, round_ = tried + wanted, round_ + 1
         self._complain(len(kept), tried)
-        return kept, tried
+        return Built(kept, tried, constraints)
+
+    def _named_by(self, model: LanguageModel, tokenizer: Tokenizer, how: ChatSampling) -> list[Constraint]:
+        generator = torch.Generator().manual_seed(
+            self.seed * 1_000_003 + self.attempts
+        )  # no round of `build`
+        sample = chat_sampler(model, tokenizer, generator, how._replace(samples=ANSWERS))
+        return constraints_by_model(sample, self.list_length, self.attempts)
 
     def settings(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """What the dialogues depend on beside the weights, in plain values."""
@@ -227,14 +239,17 @@ class GhostAttention(L.Callback):
             if self.reward is None
             else getattr(self.reward, "__qualname__", type(self.reward).__name__),
             "tokenizer": tokenizer.sha256,
-            "constraints": [list(constraint) for constraint in self.constraints],
+            "constraints": {"named by the model": self.list_length}
+            if self.constraints is None
+            else [list(constraint) for constraint in self.constraints],
             "sources": [
                 hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in self.source_dialogues
             ],
         }
 
     def _check_counts(self) -> None:
-        least = {"num_dialogues": 1, "turns": 2, "max_constraints": 1, "samples": 1, "attempts": 1}
+        least = {"num_dialogues": 1, "turns": 2, "max_constraints": 1, "samples": 1, "attempts": 1,
+                 "list_length": 1}  # fmt: skip
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {bound}")
@@ -280,6 +295,10 @@ class GhostAttention(L.Callback):
             rank_zero_warn(
                 f"GhostAttention: {kept} of {self.num_dialogues} dialogues after {tried} tries; {advice}"
             )
+
+
+def _given(constraints: str | list[dict[str, Any]]) -> list[Constraint]:
+    return fixed_constraints() if constraints == "fixed" else read_constraints(constraints)
 
 
 def _digest_of(dialogues: Sequence[Dialog]) -> str:

@@ -13,9 +13,18 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from llama2_pl.callbacks import gatt_sampling
+from llama2_pl.callbacks import gatt_sampling, ghost_attention
 from llama2_pl.callbacks.gatt_build import GattPlan, build_dialogues, draw_plan, lesson, question, turns_of
-from llama2_pl.callbacks.gatt_lists import HOBBIES, LANGUAGES, PUBLIC_FIGURES, default_constraints
+from llama2_pl.callbacks.gatt_lists import (
+    HOBBIES,
+    LANGUAGES,
+    PUBLIC_FIGURES,
+    QUESTIONS,
+    ask_for,
+    constraints_by_model,
+    entries_of,
+    fixed_constraints,
+)
 from llama2_pl.callbacks.ghost_attention import GhostAttention
 from llama2_pl.data.dialogues import DialogueDataModule
 from llama2_pl.data.readers import read_dialogues
@@ -106,10 +115,76 @@ def test_plans_shorten_half_of_the_time_and_combine_what_may_stand_together() ->
 
 
 def test_the_papers_constraints_are_hobbies_languages_and_figures() -> None:
-    found = default_constraints()
+    found = fixed_constraints()
     assert len(found) == len(HOBBIES) + len(LANGUAGES) + len(PUBLIC_FIGURES)
     assert {c.kind for c in found} == {"hobby", "language", "figure"}
     assert Constraint("Always act as Napoleon from now.", "Figure: Napoleon.", kind="figure") in found
+
+
+@pytest.mark.parametrize(
+    ("text", "entries"),
+    [
+        ("Sure! Here are ten hobbies:\n1. Chess\n2) Bird watching - a quiet one\n10. Tennis, with a ball", 3),
+        ("- **Chess**\n* Bird watching (outside)\n• Tennis: a game\n\nI hope this helps!", 3),
+        ("People enjoy: Chess, Bird watching and Tennis.", 3),
+        ("Chess; Bird watching; Tennis", 3),
+        ("Of course, I can do that.", 0),
+        ("I am a small model that likes to help.", 0),
+        ("1. 42\n2. a list of five long words\n3. <b>\n4. " + "x" * 41, 0),
+    ],
+)
+def test_a_list_is_found_in_an_answer_without_what_stands_around_it(text: str, entries: int) -> None:
+    assert entries_of(text) == ["Chess", "Bird watching", "Tennis"][:entries]
+
+
+def test_a_public_figure_has_a_capital_letter() -> None:
+    assert entries_of("1. Marie Curie\n2. somebody\n3. Leonardo da Vinci\n4. O'Neill", capital=True) == [
+        "Marie Curie",
+        "Leonardo da Vinci",
+        "O'Neill",
+    ]
+
+
+def naming(*answers: str):
+    """A chat model that gives one of these answers each time that it is asked for a list, and counts the times."""
+    rounds: list[list[Dialog]] = []
+
+    def sample(dialogs: Sequence[Dialog]) -> list[list[str]]:
+        rounds.append(list(dialogs))
+        return [[answers[len(rounds) - 1]], *([] for _ in dialogs[1:])]
+
+    return sample, rounds
+
+
+def test_what_the_model_names_most_often_comes_first_and_it_is_asked_until_it_has_named_enough() -> None:
+    # chess is named by three answers, golf by two, the others by one, in the order of their naming
+    sample, rounds = naming("golf, Chess, jazz", "chess, chess, golf, Judo", "Chess, art, yoga", "a, b, c")
+    named = ask_for("hobbies", sample, 6, rounds=4)
+    assert named.entries == ["Chess", "golf", "jazz", "Judo", "art", "yoga"]
+    assert named.said == "golf, Chess, jazz" and len(rounds) == 3
+    assert [contents(dialog, "user") for dialog in rounds[0]] == [[text] for text in QUESTIONS["hobbies"]]
+
+
+def test_the_model_names_hobbies_and_figures_and_the_languages_are_given() -> None:
+    sample, _ = naming("golf, jazz, art", "Ada, Bach, Cleopatra")
+    found = constraints_by_model(sample, length=2, rounds=1)
+    assert [c for c in found if c.kind == "hobby"] == [
+        Constraint("You enjoy golf.", "Hobby: golf.", kind="hobby"),
+        Constraint("You enjoy jazz.", "Hobby: jazz.", kind="hobby"),
+    ]
+    assert [c.short for c in found if c.kind == "figure"] == ["Figure: Ada.", "Figure: Bach."]
+    assert len([c for c in found if c.kind == "language"]) == len(LANGUAGES)
+
+
+def test_too_few_names_are_an_error_that_tells_what_was_said() -> None:
+    sample, _ = naming("golf, jazz, art", "I do not know.", "No.")
+    with pytest.raises(
+        ValueError,
+        match=r"named 0 public figures of list_length 3: none.*'I do not know.'.*constraints: fixed",
+    ):
+        constraints_by_model(sample, length=3, rounds=1)
+    with pytest.raises(ValueError, match=r"named 3 hobbies of list_length 4: golf, jazz, art"):
+        constraints_by_model(naming("golf, jazz, art", "No.")[0], length=4, rounds=2)
 
 
 def test_earlier_answers_are_the_sources_or_the_models_own() -> None:
@@ -325,6 +400,42 @@ def test_every_reading_builds_dialogues_and_the_seed_decides_them(
     assert all((dialog.messages[0].role == place) for dialog in first)
 
 
+def test_a_model_that_names_its_lists_learns_to_hold_what_it_named(
+    ghost, tiny: ModelConfig, tmp_path: Path, make_trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chat(model, tokenizer, generator, how):
+        def sample(dialogs: Sequence[Dialog]) -> list[list[str]]:
+            texts = [dialog.messages[-1].content for dialog in dialogs]
+            return [
+                ["golf, jazz, art"] if t in QUESTIONS["hobbies"]
+                else ["Ada, Bach, Cleopatra"] if t in QUESTIONS["public figures"]
+                else ["Fine."]
+                for t in texts
+            ]  # fmt: skip
+
+        return sample
+
+    monkeypatch.setattr(ghost_attention, "chat_sampler", chat)
+    data, options = Receiver(), {"constraints": "model", "list_length": 3, "num_dialogues": 60}
+    make_trainer(ghost(**options), max_epochs=1).fit(Chat(tiny), datamodule=data)
+    learned = " ".join(text for dialog in data.received for text in contents(dialog, "system"))
+    assert all(name in learned for name in ("golf", "jazz", "art", "Ada", "Bach", "Cleopatra", "French"))
+    assert "tennis" not in learned and "Napoleon" not in learned
+    notes = json.loads((tmp_path / "run" / "gatt.jsonl.meta.json").read_text())
+    assert ["You enjoy golf.", "Hobby: golf.", None, "hobby"] in notes["constraints"]
+    assert notes["settings"]["constraints"] == {"named by the model": 3}
+
+
+def test_a_model_that_can_name_nothing_is_refused_and_the_fixed_lists_are_there_when_asked_for(
+    ghost, tiny: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(tiny)
+    with pytest.raises(ValueError, match=r"the model named \d hobbies of list_length 16"):
+        ghost(constraints="model", attempts=1).build(model, tokenizer)
+    assert ghost(constraints="fixed").build(model, tokenizer).constraints == fixed_constraints()
+
+
 def test_no_dialogue_at_all_is_an_error_and_too_few_a_warning(
     ghost, tiny: ModelConfig, tokenizer: Tokenizer
 ) -> None:
@@ -357,6 +468,7 @@ def test_a_data_module_that_takes_no_dialogues_is_told_what_is_wanted(
     ("option", "value"),
     [
         ("turns", 1),
+        ("list_length", 0),
         ("samples", 0),
         ("num_dialogues", 0),
         ("history", "none"),
