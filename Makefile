@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench format clean
+.PHONY: help install demo test check bench chaos format clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,9 @@ check: $(STAMP) ## what continuous integration runs: lint, format, types, tests
 
 bench: $(STAMP) ## measure; writes benchmarks/results/*.json
 	$(BIN)/python benchmarks/run.py
+
+chaos: $(STAMP) ## kill, damage, feed crafted files; writes benchmarks/results/chaos.*, about twenty minutes
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m benchmarks.chaos
 
 format: $(STAMP) ## fix what ruff can fix
 	$(BIN)/ruff check --fix .

@@ -46,7 +46,7 @@ def benchmark_table() -> str:
     lines = [
         f"| {name} | {row['ratio']:.2f} |"
         for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-        for name, row in json.loads(path.read_text(encoding="utf-8"))["figures"].items()
+        for name, row in json.loads(path.read_text(encoding="utf-8")).get("figures", {}).items()
     ]
     if not lines:
         return ""

@@ -99,7 +99,10 @@ class Processes:
                 processes.send(self.children[rank], number)
 
     def clear(self) -> list[int]:
-        """Kill what is left; the statuses."""
+        """Kill what is left, after it has said where it stands; the statuses."""
+        if self.running():
+            self.send(signal.SIGUSR2, list(range(len(self.children))))
+            time.sleep(0.1)
         for child in self.children:
             processes.clear(child)
         self.wait(PATIENCE)
@@ -145,12 +148,18 @@ def attempt(stage: tiny.Stage, reference: Reference, folder: Path, chance: rando
                 break
             kills.append(kill)
             reached = _not_behind(out, reached)
+            if not any(kill.statuses) and (text := _compared(stage, reference, folder)):
+                raise Lost(f"it ended with 0 on {kill.signal} and was not done: {text}")
     except Lost as lost:
         return Outcome(kills, starts, str(lost), "lost")
-    text = processes.ask(
-        lambda: difference(reference.folder / stage.out, out), folder, folder / "log-compare"
-    )
+    text = _compared(stage, reference, folder)
     return Outcome(kills, starts, text, "different" if text else "")
+
+
+def _compared(stage: tiny.Stage, reference: Reference, folder: Path) -> str:
+    """In a child, for reading starts threads and later forks must not find any."""
+    expected, found = reference.folder / stage.out, folder / stage.out
+    return processes.ask(lambda: difference(expected, found), folder, folder / "log-compare")
 
 
 def _not_behind(out: Path, reached: int) -> int:

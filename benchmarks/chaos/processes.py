@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import os
 import signal
@@ -55,6 +56,7 @@ def fork(work: Callable[[], int], folder: Path, log: Path, environment: dict[str
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        faulthandler.register(signal.SIGUSR2, all_threads=True)  # where it hangs, for its log
         status = work()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 1

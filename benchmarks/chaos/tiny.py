@@ -136,13 +136,13 @@ def stages() -> dict[str, Stage]:
     reward = "runs/reward/last.ckpt"
     models = ["--model.policy=runs/sft/last.ckpt", f"--model.helpfulness_reward={reward}"]
     models += [f"--model.safety_reward={reward}"]
-    answers = ["--model.samples_per_prompt=2", "--model.max_new_tokens=8", "--data.batch_size=2"]
+    answers = ["--model.samples_per_prompt=4", "--model.max_new_tokens=24", "--data.batch_size=1"]
     predict = ["predict", *words("predict", "rejection_sampling"), *models, *answers]
     steps = "--trainer.max_steps=12"
     table = [
         fit("pretrain", "pretrain", "pretrain", steps),
         fit("sft", "sft", "sft", "--data.epochs=3"),
-        fit("reward", "reward_helpfulness", "reward", "--data.epochs=4"),
+        fit("reward", "reward_helpfulness", "reward", "--data.epochs=2"),
         Stage("predict", [*predict, "--model.out=runs/predict"], [], "runs/predict"),
         fit("ppo", "ppo", "ppo", *models, "--data.num_batches=4"),
         fit("ddp", "pretrain", "pretrain", steps, "--data.batch_size=2", ranks=2),

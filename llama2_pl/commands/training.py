@@ -38,11 +38,16 @@ class SaveRunConfig(SaveConfigCallback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
+        self.folder = Path()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # asks all ranks; in save_config, which is rank 0's alone, it would wait for ever
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir)
+        super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"config-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.yaml"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"config-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.yaml"
         # overwrite: two stages of one second in one process would otherwise stop the second
         self.parser.save(self.config, str(path), skip_unset=False, overwrite=True, multifile=False)
 
