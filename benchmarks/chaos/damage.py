@@ -48,7 +48,7 @@ def damage_all(
     path = folder / checkpoint.name
     before = path.with_name(f"{path.name}.previous")
     whole = {"newest": _load(path)} | ({"one before": _load(before)} if before.exists() else {})
-    if before.exists() and not differing(*whole.values()):
+    if before.exists() and not differing(whole["newest"], whole["one before"]):
         raise RuntimeError(
             f"{checkpoint}: the one before holds the same, so nobody could tell which was loaded"
         )

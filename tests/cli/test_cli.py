@@ -14,6 +14,7 @@ from llama2_pl import __main__ as process
 from llama2_pl.cli import main
 from llama2_pl.commands.parsing import advice, allowed_imports
 from llama2_pl.commands.registry import TOOLS, find_tool, load
+from llama2_pl.commands.training import SaveRunConfig
 
 USERS_MODULE = """
 import os, signal
@@ -151,6 +152,30 @@ def test_a_second_run_in_the_same_folder_keeps_both_configs(config: str) -> None
     first.rename(first.with_name("config-first.yaml"))  # the two runs may share a second
     main(["fit", "--config", config])
     assert len(list(Path("run").glob("config-*.yaml"))) == 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_rank_takes_part_in_asking_for_the_folder_of_the_saved_config(
+    rank: int, tmp_path: Path
+) -> None:
+    """`trainer.log_dir` waits for all ranks: asked by rank 0 alone, a run of two processes hangs."""
+    asked, written = [], []
+
+    class Trainer:
+        is_global_zero = rank == 0
+        strategy = SimpleNamespace(broadcast=lambda value: value)
+        default_root_dir = str(tmp_path)
+
+        @property
+        def log_dir(self) -> str:
+            asked.append(self)
+            return str(tmp_path / "logs")
+
+    parser = SimpleNamespace(save=lambda config, path, **_: written.append(Path(path)))
+    callback = SaveRunConfig(parser, SimpleNamespace())  # type: ignore[arg-type]
+    callback.setup(Trainer(), SimpleNamespace(), "fit")  # type: ignore[arg-type]
+    assert len(asked) == 1
+    assert [path.parent for path in written] == [tmp_path / "logs"] * (rank == 0)
 
 
 def test_the_saved_config_runs_again(config: str, capsys: pytest.CaptureFixture[str]) -> None:
