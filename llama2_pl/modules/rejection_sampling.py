@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class RejectionSamplingModule(PolicyModule):
             return done
         rows = self.answer(batch)
         content = {"run": self._run_key, "asked": asked, "rows": rows}
-        write_text(path, json.dumps(content, ensure_ascii=False))
+        write_text(path, json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False))
         return rows
 
     def answer(self, batch: PromptBatch) -> list[dict[str, Any]]:
@@ -192,8 +193,28 @@ def finished_rows(path: Path, key: str, asked: str) -> list[dict[str, Any]] | No
     """The rows of a batch file of this very run and these prompts; None where they must be made."""
     if not path.exists():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = read_batch(path)
+    except ValueError as error:
+        warnings.warn(f"{error}; its prompts are answered again", stacklevel=2)
+        return None
     return content["rows"] if (content["run"], content["asked"]) == (key, asked) else None
+
+
+def read_batch(path: Path) -> dict[str, Any]:
+    """A batch file; ValueError where it is not what was written. One without a hash is taken as it is."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        digest = content.pop("sha256", None)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged, no JSON object ({error})") from error
+    if digest is not None and digest != _digest(content):
+        raise ValueError(f"{path}: damaged, its content is not what its SHA-256 names")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def merge_winners(folder: str | list[str], out: str) -> int:
@@ -224,7 +245,7 @@ def read_rows(folder: str) -> list[dict[str, Any]]:
         raise ValueError(
             f"{folder}: no batch-*.json in it; give the `out` folder of a RejectionSamplingModule"
         )
-    contents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    contents = [read_batch(path) for path in paths]
     for path, content in zip(paths, contents, strict=True):
         if content["run"] != contents[0]["run"]:
             raise ValueError(

@@ -11,7 +11,7 @@ import pytest
 
 from llama2_pl.data.batches import PromptBatch
 from llama2_pl.modules import PretrainModule, RejectionSamplingModule, RewardModule
-from llama2_pl.modules.rejection_sampling import best_sample, merge_winners
+from llama2_pl.modules.rejection_sampling import best_sample, merge_winners, read_rows
 from llama2_pl.text.chat import Dialog
 
 
@@ -98,6 +98,33 @@ def test_a_second_run_skips_finished_batches_and_makes_the_missing_one(trainer, 
     )
     assert sample(trainer, make, build(), batches) == rows
     assert answered == [2, 3]
+
+
+def flipped(data: bytes) -> bytes:
+    place = data.index(b'"score": ') + 12  # a digit
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+DAMAGE = {
+    "flipped bit in a score": flipped,
+    "cut": lambda data: data[:-9],
+    "no UTF-8": lambda data: data.replace(b'"run"', b'"r\xe9n"'),
+    "no object": lambda _: b"[1]",
+}
+
+
+@pytest.mark.parametrize("way", DAMAGE)
+def test_a_damaged_file_is_named_and_made_again_and_gives_no_winners(trainer, make, build, way):
+    module = build()
+    rows = sample(trainer, make, module, [make.prompts(2)])
+    path = Path(module.hparams["out"]) / "batch-000000.json"
+    whole = path.read_bytes()
+    path.write_bytes(DAMAGE[way](whole))
+    with pytest.raises(ValueError, match=r"batch-000000\.json: damaged"):
+        read_rows(str(path.parent))
+    with pytest.warns(UserWarning, match=r"batch-000000\.json: damaged.*its prompts are answered again"):
+        assert sample(trainer, make, build(), [make.prompts(2)]) == rows
+    assert path.read_bytes() == whole
 
 
 def test_files_of_other_settings_are_not_taken_for_finished(trainer, make, build):
