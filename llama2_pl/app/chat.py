@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -175,9 +176,17 @@ def _terminal() -> tuple[Iterator[str], Write]:
 
     def write(text: str, kind: str) -> None:
         # Text, not markup: a model may write [bold] and mean the letters.
+        text = visible(text)
         console.print(Text(f"({text})", style="dim") if kind == "notice" else Text(text, style="green"))
 
     return _lines(lambda: console.input("[bold]you:[/bold] ")), write
+
+
+def visible(text: str) -> str:
+    """The text with control characters written out: ESC would move the cursor or fill the clipboard."""
+    return "".join(
+        f"<U+{ord(c):04X}>" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text
+    )
 
 
 def _lines(ask: Callable[[], str]) -> Iterator[str]:

@@ -6,9 +6,10 @@ import difflib
 import os
 import re
 import sys
-from typing import NoReturn
+from collections.abc import Iterable
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 ALLOW_IMPORTS = "LLAMA2_PL_ALLOW_IMPORTS"
 DEBUG = "LLAMA2_PL_DEBUG"
@@ -21,6 +22,12 @@ _ALLOWED = (
     "torch.optim",
     "torch.distributed.fsdp",
     "torchmetrics",
+)
+
+
+# What a config must not hold: it is saved beside the run.
+_SECRET = re.compile(
+    r"(^|_)(api_?key|access_?key|auth_?token|token|secret|password|passwd|credentials?)$", re.I
 )
 
 
@@ -52,6 +59,26 @@ def restrict_imports() -> None:
         config_read_mode_fsspec_enabled=False,
         config_read_mode_urls_enabled=False,
     )
+
+
+def refuse_secrets(config: Any, place: str = "") -> None:
+    """Raise ValueError, without its value, where a config holds a password or key: it would be saved and logged."""
+    if isinstance(config, (list, tuple)):
+        for number, part in enumerate(config):
+            refuse_secrets(part, f"{place}[{number}]")
+        return
+    for key, value in vars(config).items() if isinstance(config, Namespace) else _pairs(config):
+        name = f"{place}.{key}" if place else str(key)
+        if isinstance(value, str) and value and _SECRET.search(str(key)):
+            raise ValueError(
+                f"{name} looks like a secret, and configs are saved in the run's folder; give it in the "
+                "environment instead, as WANDB_API_KEY for W&B"
+            )
+        refuse_secrets(value, name)
+
+
+def _pairs(value: Any) -> Iterable[tuple[Any, Any]]:
+    return value.items() if isinstance(value, dict) else ()
 
 
 class ShortErrors(ArgumentParser):

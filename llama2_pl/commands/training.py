@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import llama2_pl.data
 import llama2_pl.modules  # noqa: F401
 from llama2_pl.checkpoints.verified import VerifiedCheckpointIO
-from llama2_pl.commands.parsing import ShortErrors, restrict_imports, root_of
+from llama2_pl.commands.parsing import ShortErrors, refuse_secrets, restrict_imports, root_of
 
 SIGTERM_STATUS = 128 + 15
 
@@ -68,6 +68,9 @@ class TrainingCLI(LightningCLI):
             parser_kwargs={"prog": "llama2-pl", "allow_abbrev": False},
             args=args,
         )
+
+    def before_instantiate_classes(self) -> None:
+        refuse_secrets(self.config)
 
     def instantiate_classes(self) -> None:
         """As Lightning's, but what a constructor says is not buried in jsonargparse's list of tried types."""

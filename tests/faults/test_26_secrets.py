@@ -1,0 +1,84 @@
+"""Case 26: keys and passwords are in no log, no saved config and no file of W&B; W&B stops no training."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.chaos import tiny
+from llama2_pl.commands.parsing import refuse_secrets
+
+SECRET = "0123456789abcdefSECRETfedcba9876543210aa"
+
+
+def test_no_file_and_no_line_of_a_run_holds_a_secret_of_its_environment(tmp_path: Path) -> None:
+    """One training of two steps with W&B (offline), CSV logs, saved config, checkpoint and carbon."""
+    tiny.write_data(tmp_path / "runs/data")
+    tiny.write_configs(tmp_path)
+    wandb = {"offline": True, "project": "p", "save_dir": "runs/pretrain"}
+    loggers = [
+        {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs/pretrain"}},
+        {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": wandb},
+    ]
+    (tmp_path / "log.yaml").write_text(yaml.safe_dump({"trainer": {"logger": loggers}}))
+    names = ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY")
+    environment = {**os.environ, **dict.fromkeys(names, SECRET), "PYTHONPATH": str(tiny.ROOT)}
+    environment |= {
+        "OMP_NUM_THREADS": "1",
+        "WANDB_DIR": str(tmp_path / "wandb"),
+        "https_proxy": "http://127.0.0.1:9",
+    }
+    environment.pop("WANDB_MODE", None)
+    (tmp_path / "wandb").mkdir()
+    stage = tiny.stages()["pretrain"]
+    words = [*stage.words, "--config", "log.yaml", "--trainer.max_steps=2"]
+    output = ""
+    for command in (tiny.tokenizer_command(), words):
+        done = subprocess.run(
+            [sys.executable, "-m", "llama2_pl", *command],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=110,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        output += done.stdout + done.stderr
+    assert SECRET not in output
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in files) and any("config-" in path.name for path in files)
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"trainer": {"logger": [{"class_path": "x"}, {"init_args": {"settings": {"api_key": SECRET}}}]}},
+        {"data": {"init_args": {"hf_token": SECRET}}},
+        {"model": {"Password": SECRET}},
+    ],
+)
+def test_a_config_that_holds_a_secret_is_refused_without_its_value(config: dict) -> None:
+    with pytest.raises(ValueError, match=r"looks like a secret.*in the environment") as refusal:
+        refuse_secrets(config)
+    assert SECRET not in str(refusal.value)
+
+
+def test_ordinary_options_are_no_secrets() -> None:
+    refuse_secrets({"tokenizer": "x", "max_new_tokens": 7, "tokens": "x", "api_key": None, "token": ""})
+
+
+def test_a_secret_on_the_command_line_is_in_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llama2_pl.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    logger = "lightning.pytorch.loggers.WandbLogger"
+    given = {"class_path": logger, "init_args": {"offline": True}, "dict_kwargs": {"api_key": SECRET}}
+    words = [f"--trainer.logger={yaml.safe_dump(given, default_flow_style=True, width=10_000).strip()}"]
+    with pytest.raises(ValueError, match=r"trainer\.logger.*api_key looks like a secret"):
+        main(["fit", "--model=SFTModule", f"--model.backbone={tiny.ROOT}/configs/backbone/tiny.yaml", *words])
+    assert list(tmp_path.iterdir()) == []
+    assert SECRET not in "".join(capsys.readouterr())
