@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +17,8 @@ from torch.distributed.tensor import DTensor
 from llama2_pl.callbacks.common import attribute, autocast_of, find_language_model
 from llama2_pl.callbacks.held_out import HeldOut, Sampling, fitting_prompts, held_out_rows, look
 from llama2_pl.callbacks.rewards import Reward, check_reward, find_reward
-from llama2_pl.checkpoints.verified import move_checkpoint
+from llama2_pl.checkpoints.sharded import put_in_place
+from llama2_pl.checkpoints.verified import clear, move_checkpoint, previous_of
 from llama2_pl.data.readers.prompts import PromptRow
 from llama2_pl.files import replacing
 from llama2_pl.model.heads import LanguageModel
@@ -290,12 +289,9 @@ class HeldOutPromptEarlyStopping(L.Callback):
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Rename over what is there. A folder, as sharded strategies write, cannot be replaced: the old one steps aside."""
-    if not path.is_dir():
+    """Rename over what is there, a file or a folder of shards."""
+    if new.is_dir():
+        put_in_place(new, path)
+        clear(previous_of(path))
+    else:
         move_checkpoint(new, path)
-        return
-    aside = path.with_name(f".{path.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(path, aside)
-    os.replace(new, path)
-    shutil.rmtree(aside, ignore_errors=True)

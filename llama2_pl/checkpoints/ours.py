@@ -23,6 +23,7 @@ from llama2_pl.checkpoints.networks import (
     on_meta,
     shapes_of,
 )
+from llama2_pl.checkpoints.sharded import folder_damage
 from llama2_pl.checkpoints.untrusted import (
     PlainReader,
     check_storage,
@@ -146,6 +147,8 @@ def _open_shards(path: Path) -> Saved:
             f"{path}: neither config.json (Hugging Face), params.json (Meta) nor meta.pt and .metadata (a sharded "
             "checkpoint, whole) in this folder"
         )
+    if (problem := folder_damage(path)) is not None:
+        raise DamagedCheckpoint(f"{problem}; give another checkpoint, or make this one again")
     meta = read_torch(inside(path, "meta.pt", path / "meta.pt"))
     if not isinstance(meta, dict) or not isinstance(meta.get("hyper_parameters"), dict):
         raise ValueError(

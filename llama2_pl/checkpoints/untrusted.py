@@ -21,6 +21,9 @@ from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from llama2_pl.checkpoints.sharded import verified_folder
+from llama2_pl.checkpoints.verified import previous_of
+
 
 def _joined(*parts: str) -> str:
     return "/".join(parts)
@@ -203,8 +206,11 @@ def guard_loading(strategy: Any) -> None:
     def load_plain(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         if weights_only is False:  # said by the caller of Trainer.fit, who thereby trusts the file
             return load(checkpoint_path, weights_only=False)
-        if Path(checkpoint_path).is_dir():
-            check_shards(Path(checkpoint_path))
+        if any(map(Path.is_dir, (Path(checkpoint_path), previous_of(Path(checkpoint_path))))):
+            checkpoint_path = verified_folder(
+                Path(checkpoint_path), strategy.global_rank, strategy.world_size
+            )
+            check_shards(checkpoint_path)
         try:
             return load(checkpoint_path, weights_only=True)
         except pickle.UnpicklingError as error:

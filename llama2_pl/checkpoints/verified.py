@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class VerifiedCheckpointIO(CheckpointIO):
     a checkpoint that does not match. A load verifies first; where the file is damaged or missing it warns, naming it,
     and takes the previous one. Plain types and tensors only are read (`weights_only`).
 
-    Not for folders of shards, which Lightning writes past every CheckpointIO.
+    Folders of shards, which Lightning writes past every CheckpointIO, are `sharded`'s.
 
     Args:
         keep_previous: keep what stood at the same path before; costs its size on disk.
@@ -75,12 +76,7 @@ class VerifiedCheckpointIO(CheckpointIO):
         self._wait()
         for file in (Path(path), previous_of(Path(path))):
             for part in (file, hash_file(file)):
-                try:
-                    part.unlink(missing_ok=True)
-                except OSError as error:
-                    rank_zero_warn(
-                        f"{part}: could not be removed ({error}); training goes on, remove it by hand"
-                    )
+                clear(part)
 
     def teardown(self) -> None:
         """Wait for the last write; raises where it failed."""
@@ -90,6 +86,17 @@ class VerifiedCheckpointIO(CheckpointIO):
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+
+def clear(path: Path) -> None:
+    """Remove a file or folder; what cannot be removed stays, with a warning."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        rank_zero_warn(f"{path}: could not be removed ({error}); training goes on, remove it by hand")
 
 
 def hash_file(path: Path) -> Path:

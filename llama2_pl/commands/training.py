@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 # imported so that short class names (`--model RewardModule`) are known
 import llama2_pl.data
 import llama2_pl.modules  # noqa: F401
+from llama2_pl.checkpoints.sharded import recover
 from llama2_pl.checkpoints.verified import VerifiedCheckpointIO
 from llama2_pl.commands.parsing import ShortErrors, refuse_secrets, restrict_imports, root_of
 
@@ -86,6 +87,12 @@ class TrainingCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(VerifiedCheckpointIO())
         return super()._instantiate_trainer({**config, "plugins": plugins}, callbacks)
+
+    def before_fit(self) -> None:
+        """Put back what a kill in the middle of a save left under another name."""
+        for callback in self.trainer.checkpoint_callbacks:
+            if (folder := getattr(callback, "dirpath", None)) is not None and self.trainer.is_global_zero:
+                recover(Path(folder))
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as given: Lightning lets the checkpoint's hyper-parameters override explicit options."""

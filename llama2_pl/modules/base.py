@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from llama2_pl.checkpoints.sharded import guard_saving
 from llama2_pl.checkpoints.untrusted import guard_loading
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
@@ -63,6 +64,7 @@ class LlamaModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.attached:
             guard_loading(self.trainer.strategy)
+            guard_saving(self.trainer.strategy)
             self.tokenizer = self.find_tokenizer()
         if not self._networks_built:
             self.build_networks()
