@@ -147,7 +147,7 @@ def test_resuming_a_crafted_checkpoint_through_lightning_is_refused_and_runs_not
         trainer.fit(module, data(), ckpt_path=path)
         assert trainer.global_step == 1
         if path.is_dir():
-            (path / "manifest.json").unlink()  # who crafts a folder also crafts its hashes; without them it is read
+            (path / "manifest.json").unlink()  # who crafts a folder would craft its hashes too
         for number, attack in enumerate(ATTACKS[strategy]):
             attack(path, tmp_path)
             module, trainer = module_and_trainer(tmp_path, strategy)
