@@ -116,6 +116,12 @@ def run(
             result["damage"][name], bad = damage.damage_all(path, folder / "damaged", ways, chance)
             failures += bad
             print(f"{name}: {result['damage'][name]}", flush=True)
+    if "predict" in wanted:
+        chance = random.Random(f"{seed} predict")
+        answers = folder / "whole/runs/predict"
+        rows, bad = damage.damage_answers(answers, folder / "damaged", ways, chance)
+        result["damage"]["predict/batch-*"] = rows
+        failures += bad
     if not short:
         from benchmarks.chaos.crafted import open_all
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.chaos.compare import differing
 from llama2_pl.checkpoints.verified import DamagedCheckpoint, VerifiedCheckpointIO
+from llama2_pl.modules.rejection_sampling import read_batch
 
 ANSWERS = ("newest", "one before", "refused", "lost", "loaded damaged", "not named")
 """What is loaded after the damage; "newest" where it hit the one before. The last three are failures."""
@@ -65,6 +66,42 @@ def damage_all(
                 problems.append(f"{file.relative_to(folder)}: {answer}")
         rows[way] = row
     return rows, problems
+
+
+def damage_answers(
+    answers: Path, folder: Path, ways: dict[str, tuple[Damage, int]], chance: random.Random
+) -> tuple[dict[str, Any], list[str]]:
+    """The same for the files of rejection sampling: no other stands in, each must be refused by name."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(answers, folder)
+    files = sorted(folder.glob("batch-*.json"))
+    problems, rows = [], {}
+    for way, (spoil, times) in ways.items():
+        row = {"damaged": 0, **dict.fromkeys(ANSWERS, 0)}
+        for number in range(times):
+            file = files[number % len(files)]
+            answer = _one_answer(file, spoil, chance)
+            row["damaged"] += 1
+            row[answer.split(":")[0]] += 1
+            if ":" in answer:
+                problems.append(f"{file.name}: {answer}")
+        rows[way] = row
+    return rows, problems
+
+
+def _one_answer(file: Path, spoil: Damage, chance: random.Random) -> str:
+    """As `_one`. A bit in the name of the hash leaves the answers as they were, and not checked."""
+    original, whole = file.read_bytes(), read_batch(file)
+    changed, where = spoil(original, chance)
+    file.write_bytes(changed)
+    try:
+        found = read_batch(file)
+        same = all(found.get(key) == value for key, value in whole.items())
+        return "newest" if same else f"loaded damaged: {where}: other answers were loaded"
+    except ValueError as error:
+        return "refused" if file.name in str(error) else f"not named: {where}: {error}"
+    finally:
+        file.write_bytes(original)
 
 
 def _one(path: Path, file: Path, spoil: Damage, whole: dict[str, Any], chance: random.Random) -> str:
