@@ -52,7 +52,8 @@ class GhostAttention(L.Callback):
         source_dialogues: files that `read_dialogues` reads: the user messages, and with `history="original"` the
             earlier answers, come from there.
         tokenizer: path of a SentencePiece tokenizer.model.
-        out: file for the dialogues, JSON lines; what made them is noted in `<out>.meta.json`.
+        out: file for the dialogues, JSON lines; what made them is noted in `<out>.meta.json`, their constraints in
+            `<out>.constraints.jsonl`.
         constraints: "model": hobbies and public figures that the model names, and languages, as in the paper; "fixed":
             the lists of `gatt_lists` in their place; or a file or rows {"text", "short", "check", "kind"}, see
             `llama2_pl.text.constraints`.
@@ -188,7 +189,7 @@ class GhostAttention(L.Callback):
             with autocast_of(trainer):
                 rows, tried, constraints = self.build(model, tokenizer, reward)
             if trainer.is_global_zero:
-                self._write(rows, {**made_from, "constraints": [list(c) for c in constraints]})
+                self._write(rows, constraints, made_from)
             rank_zero_info(f"Ghost Attention: {len(rows)} dialogues from {tried} tries, {self.out}")
         return [Dialog.of(row) for row in trainer.strategy.broadcast([_plain(row) for row in rows])]
 
@@ -272,14 +273,18 @@ class GhostAttention(L.Callback):
             )
         return not changed and (resuming or found["weights"] == made_from["weights"])
 
-    def _write(self, rows: list[Dialog], made_from: dict[str, Any]) -> None:
+    def _write(self, rows: list[Dialog], constraints: list[Constraint], made_from: dict[str, Any]) -> None:
         # without its notes a file is not used, so that old notes never stand beside new dialogues
         self._notes_path().unlink(missing_ok=True)
         write_jsonl(self.out, [dialog_to_row(row) for row in rows])
+        write_jsonl(self._beside("constraints.jsonl"), [constraint._asdict() for constraint in constraints])
         write_json(self._notes_path(), made_from)
 
     def _notes_path(self) -> Path:
-        return self.out.with_name(f"{self.out.name}.meta.json")
+        return self._beside("meta.json")
+
+    def _beside(self, ending: str) -> Path:
+        return self.out.with_name(f"{self.out.name}.{ending}")
 
     def _complain(self, kept: int, tried: int) -> None:
         advice = (

@@ -58,6 +58,10 @@ TOOLS: dict[str, Tool] = {
     ),
     "evaluate": Tool("llama2_pl.rlhf.evaluate:evaluate", "evaluate models and reward models"),
     "gatt": Tool("llama2_pl.rlhf.gatt:measure_ghost_attention", "is an instruction kept, turn by turn"),
+    "gatt cases": Tool(
+        "llama2_pl.rlhf.gatt:write_attribute_cases",
+        "conversations that ask for a hobby or a figure (Table 30)",
+    ),
     "gatt study": Tool("llama2_pl.rlhf.gatt:gatt_study", "Ghost Attention on and off, several seeds"),
     "export": Tool("llama2_pl.checkpoints.ours:export_checkpoint", "a checkpoint as a Hugging Face folder"),
     "report": Tool("llama2_pl.report.build:build_report", "result files of a run as report.html"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llama2_pl.checkpoints.ours import load_language_model
+from llama2_pl.data.readers import read_dialogues, write_jsonl
 from llama2_pl.data.readers.common import Raw, Reading, mapping, parse_rows, sequence, string
 from llama2_pl.data.readers.files import json_rows
 from llama2_pl.evaluation.attention_map import in_bins, look_at_system
@@ -19,10 +21,11 @@ from llama2_pl.model.heads import LanguageModel
 from llama2_pl.rlhf.recipe import execute, recipe
 from llama2_pl.rlhf.study import over_seeds
 from llama2_pl.text.chat import Dialog, system_tokens
-from llama2_pl.text.constraints import Constraint, constraint_kept
+from llama2_pl.text.constraints import Constraint, constraint_kept, read_constraints
 from llama2_pl.text.tokenizer import Tokenizer
 
 TABLE_30 = (2, 4, 6, 20)
+ATTRIBUTES = {"hobby": "What is your hobby?", "figure": "Who are you?"}
 LOOKED_AT = 16  # dialogues whose attention is measured
 MAP_TURNS = 6  # of the first one, that the map shows; more would make its squares too coarse
 BINS = 48  # of the map, along each axis
@@ -91,7 +94,7 @@ def measure_ghost_attention(
     Args:
         models: checkpoints by name, those without Ghost Attention first.
         tokenizer: tokenizer.model of all of them.
-        cases: conversations with an instruction and its check.
+        cases: conversations with an instruction and its check, such as `llama2-pl gatt cases` writes.
         out: the result file.
         turns: turns at which the instruction is checked; by default those of Llama 2 table 30.
         limit: use only the first cases.
@@ -100,6 +103,52 @@ def measure_ghost_attention(
     found = ghost_attention(models, cases, turns, Tokenizer(tokenizer), max_new_tokens, limit)
     write_json(Path(out), found)
     print("\n".join(kept_by_turn(found["gatt"])))
+
+
+def write_attribute_cases(
+    constraints: str,
+    dialogues: str,
+    out: str,
+    turns: Sequence[int] = TABLE_30,
+    count: int = 100,
+    seed: int = 0,
+) -> None:
+    """Write conversations that ask, at each of the turns, for the attribute that the instruction gave.
+
+    Llama 2 A.3.5, table 30: public figures and hobbies alone. Our choice: how it is asked, and what the other turns
+    say, which is user messages of the dialogues.
+
+    Args:
+        constraints: file with constraints of the kinds "hobby" and "figure", as GhostAttention leaves it beside its
+            dialogues.
+        dialogues: file of dialogues whose user messages fill the other turns.
+        out: the cases, for `llama2-pl gatt` with the same turns.
+        turns: at which the attribute is asked for.
+        count: of conversations.
+        seed: of the choice of constraints and messages.
+    """
+    named = [row for row in read_constraints(constraints) if row.kind in ATTRIBUTES]
+    said = [m.content for dialog in read_dialogues(dialogues) for m in dialog.messages if m.role == "user"]
+    if not named or not said:
+        missing = (
+            f"{dialogues}: no user message"
+            if named
+            else f"{constraints}: no constraint of the kinds hobby, figure"
+        )
+        raise ValueError(f"{missing}; give another file")
+    rng, rows = random.Random(seed), []
+    for _ in range(count):
+        constraint = rng.choice(named)
+        _, _, attribute = constraint.short.partition(": ")
+        asked = [
+            ATTRIBUTES[constraint.kind] if turn in turns else rng.choice(said)
+            for turn in range(1, max(turns) + 1)
+        ]
+        check = f"contains:{attribute.removesuffix('.')}"
+        rows.append(
+            {"instruction": constraint.text, "user_turns": asked, "check": check, "short": constraint.short}
+        )
+    write_jsonl(Path(out), rows)
 
 
 def gatt_study(out: str, data: str, plan: str = "gatt", seeds: Sequence[int] = (1, 2, 3)) -> None:

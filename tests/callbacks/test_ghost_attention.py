@@ -31,7 +31,7 @@ from llama2_pl.data.readers import read_dialogues
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.text import Dialog, Tokenizer, encode_dialog
-from llama2_pl.text.constraints import Constraint
+from llama2_pl.text.constraints import Constraint, read_constraints
 
 CAPITALS = Constraint("Always answer in capitals.", "Style: capitals.", "capitals")
 AHOY = Constraint("Always end with the word ahoy.", "Ending: ahoy.", "ends_with:ahoy")
@@ -421,8 +421,11 @@ def test_a_model_that_names_its_lists_learns_to_hold_what_it_named(
     learned = " ".join(text for dialog in data.received for text in contents(dialog, "system"))
     assert all(name in learned for name in ("golf", "jazz", "art", "Ada", "Bach", "Cleopatra", "French"))
     assert "tennis" not in learned and "Napoleon" not in learned
+    named = read_constraints(tmp_path / "run" / "gatt.jsonl.constraints.jsonl")
+    assert Constraint("You enjoy golf.", "Hobby: golf.", kind="hobby") in named and len(named) == 6 + len(
+        LANGUAGES
+    )
     notes = json.loads((tmp_path / "run" / "gatt.jsonl.meta.json").read_text())
-    assert ["You enjoy golf.", "Hobby: golf.", None, "hobby"] in notes["constraints"]
     assert notes["settings"]["constraints"] == {"named by the model": 3}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama2_pl.data.readers import write_jsonl
 from llama2_pl.files import write_json
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
@@ -83,3 +84,26 @@ def test_a_study_pools_the_seeds_with_students_t(tmp_path: Path, monkeypatch: py
     assert commands == [["report", f"--run={tmp_path}"]]
     with pytest.raises(ValueError, match="needs two at least"):
         gatt.gatt_study(str(tmp_path), "runs/demo", seeds=[1])
+
+
+def test_attributes_are_asked_for_at_the_turns_and_found_by_their_check(tmp_path: Path) -> None:
+    constraints = [
+        {"text": "You enjoy ice skating.", "short": "Hobby: ice skating.", "kind": "hobby"},
+        {"text": "Always act as Ada from now.", "short": "Figure: Ada.", "kind": "figure"},
+        {"text": "Speak in Dutch.", "short": "Language: Dutch.", "kind": "language"},
+    ]
+    talk = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+    write_jsonl(tmp_path / "constraints.jsonl", constraints)
+    write_jsonl(tmp_path / "talk.jsonl", [talk])
+    files = (str(tmp_path / "constraints.jsonl"), str(tmp_path / "talk.jsonl"), str(tmp_path / "cases.jsonl"))
+    gatt.write_attribute_cases(*files, turns=(2, 4), count=20)
+    cases = gatt.read_cases(files[2])
+    assert {(case.instruction, case.user_turns) for case in cases} == {
+        ("You enjoy ice skating.", ("Hi", "What is your hobby?") * 2),
+        ("Always act as Ada from now.", ("Hi", "Who are you?") * 2),
+    }
+    for case in cases:
+        assert case.kept("I am Ada and like Ice Skating!") and not case.kept("I am a model.")
+    write_jsonl(tmp_path / "constraints.jsonl", constraints[2:])
+    with pytest.raises(ValueError, match=r"constraints\.jsonl: no constraint of the kinds hobby, figure"):
+        gatt.write_attribute_cases(*files)
