@@ -18,7 +18,7 @@ from benchmarks.chaos import damage, kills, processes, tiny
 from benchmarks.chaos.compare import difference
 
 RESULTS = tiny.ROOT / "benchmarks" / "results"
-KILLS = {"pretrain": 40, "sft": 35, "reward": 35, "predict": 35, "ppo": 35, "ddp": 20, "sharded": 20}
+KILLS = {"pretrain": 50, "sft": 50, "reward": 40, "predict": 50, "ppo": 50, "ddp": 40, "sharded": 40}
 CHECKPOINTS = ("pretrain/last", "sft/last", "reward/last", "ppo/last", "ppo/best", "ddp/last")
 FLIPS, CUTS = 40, 10
 """Of each checkpoint, over its file, its hash, and the same of the one before."""

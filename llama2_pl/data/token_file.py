@@ -9,23 +9,34 @@ NAME/meta.json    schema, counts, SHA-256 of the content; written last, so a fol
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 SCHEMA = 1
+VERIFIED_BYTES = 1 << 30
+"""A longer file is checked by its size alone: our choice, hashing takes a second or two per GB at each start."""
 
 
 class TokenFile:
-    """A finished token file, memory-mapped for reading."""
+    """A finished token file, memory-mapped for reading.
 
-    def __init__(self, path: str | Path) -> None:
+    A flipped bit would train on other words without a sign, so its content is compared with its hash.
+
+    Args:
+        path: its folder.
+        verify: compare; a worker process, which opens the files again, need not.
+    """
+
+    def __init__(self, path: str | Path, verify: bool = True) -> None:
         self.path = Path(path)
         self.meta = _read_meta(self.path)
-        self.offsets = np.load(self.path / "offsets.npy", mmap_mode="r", allow_pickle=False)
+        self.offsets = _array(self.path / "offsets.npy", mmap_mode="r")
         self.tokens = _map(self.path / "tokens.bin", np.dtype(self.meta["dtype"]), self.meta["tokens"])
         self.mask = (
             _map(self.path / "mask.bin", np.dtype(np.uint8), self.meta["tokens"])
@@ -38,6 +49,26 @@ class TokenFile:
             raise ValueError(
                 f"{self.path}/offsets.npy does not fit meta.json: delete the folder to build it again"
             )
+        # a folder of an earlier version does not say of what its hash is
+        if verify and "columns" in self.meta and self.tokens.nbytes <= VERIFIED_BYTES:
+            self._verify()
+
+    def _verify(self) -> None:
+        """Raise ValueError where the content is not that of the hash, in the order of TokenFileWriter."""
+        digest = hashlib.sha256()
+        if self.mask is None:
+            digest.update(self.tokens.tobytes())
+        else:
+            for start, stop in itertools.pairwise(self.offsets.tolist()):
+                digest.update(self.tokens[start:stop].tobytes())
+                digest.update(self.mask[start:stop].tobytes())
+        for column in (self.offsets, *map(self.column, self.meta["columns"])):
+            digest.update(np.ascontiguousarray(column).tobytes())
+        if digest.hexdigest() != self.sha256:
+            raise ValueError(
+                f"{self.path}: damaged, its content has SHA-256 {digest.hexdigest()[:12]}… and meta.json says "
+                f"{self.sha256[:12]}…: delete the folder to build it again"
+            )
 
     def __len__(self) -> int:
         """Documents."""
@@ -45,7 +76,7 @@ class TokenFile:
 
     def __reduce__(self) -> tuple:
         # A memory map pickles as a copy of its content; a worker process opens the files itself instead.
-        return TokenFile, (self.path,)
+        return TokenFile, (self.path, False)
 
     @property
     def sha256(self) -> str:
@@ -63,7 +94,7 @@ class TokenFile:
 
     def column(self, name: str) -> np.ndarray:
         """The per-row array written under ``name``."""
-        return np.load(self.path / f"{name}.npy", allow_pickle=False)
+        return _array(self.path / f"{name}.npy")
 
 
 class TokenFileWriter:
@@ -122,6 +153,7 @@ class TokenFileWriter:
             "tokens": self.num_tokens,
             "documents": self.num_documents,
             "sources": list(sources),
+            "columns": list(columns or {}),
         }
         meta["sha256"] = self._hash.hexdigest()
         (self.path / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
@@ -142,7 +174,20 @@ def _read_meta(path: Path) -> dict:
             f"{file}: schema {meta.get('schema')!r}, and this version reads {SCHEMA}: "
             "delete the folder to build it again, or use the version that wrote it"
         )
+    if missing := sorted({"dtype", "tokens", "documents", "mask", "sha256"} - meta.keys()):
+        raise ValueError(f"{file}: no {missing[0]}: delete the folder to build it again")
+    if meta["dtype"] not in ("uint16", "uint32"):
+        raise ValueError(
+            f"{file}: dtype {meta['dtype']!r} is none of ours: delete the folder to build it again"
+        )
     return meta
+
+
+def _array(file: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
+    except Exception as error:  # numpy's parser of a damaged header fails in any way there is
+        raise ValueError(f"{file}: not readable ({error}): delete the folder to build it again") from error
 
 
 def _map(file: Path, dtype: np.dtype, count: int) -> np.ndarray:
