@@ -1,6 +1,7 @@
 """Lightning callbacks of the recipe; each works alone in any `L.Trainer`. Installed as `llama2_pl.callbacks`."""
 
 from llama2_pl.callbacks.carbon import CarbonFootprint, carbon_kg, table_2
+from llama2_pl.callbacks.compiled import CompiledBlocks
 from llama2_pl.callbacks.doctor import PPODoctor
 from llama2_pl.callbacks.early_stopping import HeldOutPromptEarlyStopping
 from llama2_pl.callbacks.ghost_attention import GhostAttention
@@ -13,6 +14,7 @@ from llama2_pl.callbacks.strategy_plan import Plan, choose_plan
 __all__ = [
     "CarbonFootprint",
     "CheckpointReward",
+    "CompiledBlocks",
     "FSDPStrategySelector",
     "GhostAttention",
     "HeldOutPromptEarlyStopping",

@@ -17,8 +17,22 @@ class Batch(NamedTuple):
     """(B, T) int64; padding is id 0."""
     loss_mask: Tensor
     """(B, T) bool; True where the token itself is a target, so never on a document's first token or on padding."""
-    document_ids: Tensor
-    """(B, T) int32; which document of its row a token belongs to, counted from 0; -1 on padding."""
+    document_ids: Tensor | None
+    """(B, T) int32; which document of its row a token belongs to, counted from 0; -1 on padding.
+
+    None: every row is one document, with or without padding behind it. See `without_needless_mask`."""
+
+
+def without_needless_mask(batch: Batch) -> Batch:
+    """The batch, with document_ids None where every row is one document: plain causal attention gives the same.
+
+    Padding stands at the end of rows, so no token that counts reads it. Asked while the batch is on the host; on a
+    GPU the question would have to wait for the answer.
+    """
+    ids = batch.document_ids
+    if ids is None or not ((ids == ids[:, :1]) | (ids < 0)).all():
+        return batch
+    return batch._replace(document_ids=None)
 
 
 class PreferenceBatch(NamedTuple):

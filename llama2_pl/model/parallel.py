@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ class ParallelPlan:
 
     Attributes:
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
-        compile: compile each block.
+        compile: compile each block; where there is no C++ compiler they run as they are, with a warning.
         bf16_parameters: with FSDP2, gather parameters in bf16 and reduce gradients in fp32.
         data_parallel_size: ranks that FSDP2 shards over; 1: no sharding. For whoever makes the mesh, as the next:
             `parallelize` follows the mesh.
@@ -57,9 +58,10 @@ def parallelize(model: Network, plan: ParallelPlan, mesh: DeviceMesh | None = No
     assert isinstance(model, LanguageModel | ScalarModel)
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
         _tensor_parallel(model, mesh["tensor_parallel"])
+    compile = plan.compile and _can_compile()
     for block in _blocks(model):
         block.recompute = plan.activation_checkpointing
-        if plan.compile:
+        if compile:
             block.compile()
     if mesh is not None and mesh["data_parallel"].size() > 1:
         _shard(model, plan, mesh["data_parallel"])
@@ -68,6 +70,22 @@ def parallelize(model: Network, plan: ParallelPlan, mesh: DeviceMesh | None = No
 
 def _blocks(model: LanguageModel | ScalarModel) -> list[Block]:
     return list(model.backbone.layers)  # type: ignore[arg-type]
+
+
+def _can_compile() -> bool:
+    """Whether there is the C++ compiler that torch.compile needs, also on a GPU; a warning where not."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError:
+        warnings.warn(
+            "compile is on and there is no C++ compiler: the blocks run without it, which is slower; install g++ or "
+            "clang++ (Debian: apt install g++), or name one in the environment variable CXX",
+            stacklevel=3,
+        )
+        return False
+    return True
 
 
 class Replicated(ParallelStyle):

@@ -52,8 +52,8 @@ class LlamaModule(L.LightningModule):
     tokenizer: Tokenizer | None = None
     """That of this run's data, known once a Trainer configures the model; None with loaders of the user's own."""
 
-    tokens_seen = 0
-    """Tokens trained on so far, over all ranks and restarts."""
+    tokens_seen: int | Tensor = 0
+    """Tokens trained on so far, over all ranks and restarts; a tensor where reading it would make each step wait."""
 
     _networks_built = False
 
@@ -78,7 +78,7 @@ class LlamaModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the tokenizer, so that nobody reads the model's ids by another."""
         checkpoint["tokenizer_sha256"] = None if self.tokenizer is None else self.tokenizer.sha256
-        checkpoint["tokens_seen"] = self.tokens_seen
+        checkpoint["tokens_seen"] = int(self.tokens_seen)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.tokens_seen = checkpoint.get("tokens_seen", 0)
@@ -168,7 +168,7 @@ def with_scalar_head(chat: LanguageModel) -> ScalarModel:
     return model
 
 
-def scale_gradients(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def scale_gradients(optimizer: torch.optim.Optimizer, factor: float | Tensor) -> None:
     """Multiply every gradient in place."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from llama2_pl.checkpoints.ours import load_language_model
-from llama2_pl.data.batches import Batch
+from llama2_pl.data.batches import Batch, without_needless_mask
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.transformer import extend_context
@@ -55,6 +55,10 @@ class LanguageModule(LlamaModule):
         hidden = self.model.hidden(batch.tokens, document_ids=batch.document_ids)
         return next_token_loss_from_hidden(hidden, self.model.head, batch.tokens, batch.loss_mask)
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """On the host, where looking at the batch makes no GPU wait."""
+        return without_needless_mask(batch)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss_sum, targets = self.loss(batch)
         self._remember(loss_sum, targets, batch.tokens.numel())
@@ -63,14 +67,16 @@ class LanguageModule(LlamaModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Turn the gradient of the scaled sums into that of the mean over all targets; clipping follows.
 
-        Lightning has divided by accumulate_grad_batches, and averaged over the ranks.
+        Lightning has divided by accumulate_grad_batches, and averaged over the ranks. The numbers stay tensors: to
+        read one would make the host wait for the GPU in every step.
         """
         assert self._window is not None
-        loss_sum, targets, tokens = self.sum_over_ranks(self._window).tolist()
+        loss_sum, targets, tokens = self.sum_over_ranks(self._window)
         self._window = None
+        targets = targets.clamp(min=1.0)
         divided_by = SUM_SCALE * self.trainer.accumulate_grad_batches * self.trainer.world_size
-        scale_gradients(optimizer, divided_by / max(targets, 1.0))
-        self._log_step(loss_sum / max(targets, 1.0), round(tokens / self.copies_of_a_batch()), optimizer)
+        scale_gradients(optimizer, divided_by / targets)
+        self._log_step(loss_sum / targets, tokens / self.copies_of_a_batch(), optimizer)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         loss_sum, targets = self.loss(batch)
@@ -88,11 +94,11 @@ class LanguageModule(LlamaModule):
 
     def _remember(self, loss_sum: Tensor, targets: Tensor, tokens: int) -> None:
         # float32 counts to 2^24, four times the 4M tokens of the paper's global batch
-        step = torch.stack([loss_sum.detach(), targets.float(), targets.new_tensor(tokens).float()])
+        step = torch.stack([loss_sum.detach(), targets.float(), torch.full_like(loss_sum, tokens)])
         self._window = step if self._window is None else self._window + step
 
-    def _log_step(self, loss: float, tokens: int, optimizer: Optimizer) -> None:
-        self.tokens_seen += tokens
+    def _log_step(self, loss: Tensor, tokens: Tensor, optimizer: Optimizer) -> None:
+        self.tokens_seen = self.tokens_seen + tokens.round().long()
         self.log("train/loss", loss, prog_bar=True)
-        self.log("train/tokens", float(self.tokens_seen))
+        self.log("train/tokens", self.tokens_seen.float())
         self.log("train/lr", optimizer.param_groups[0]["lr"])

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 Head = Callable[[Tensor], Tensor]  # (..., D) -> (..., V), e.g. the model's nn.Linear
 
 CHUNK = 2048  # positions per chunk: 2048 x 32,000 logits in fp32 are 250 MiB
+IGNORED = -100  # as in torch.nn.functional.cross_entropy
 CPU_SLICE = 2**19  # fp32 numbers of the softmax at a time on a CPU: 2 MiB stay in its cache
 
 
@@ -43,12 +44,22 @@ def next_token_loss_from_hidden(
     hidden (B, T, D), tokens (B, T), loss_mask (B, T).
     """
     counted = loss_mask[:, 1:]
-    rows, targets = hidden[:, :-1][counted], tokens[:, 1:][counted]  # (C, D), (C,)
+    rows, targets = _counted_rows(hidden, tokens, counted)
     if torch.is_grad_enabled():
         weights = [p for p in head.parameters() if p.requires_grad] if isinstance(head, nn.Module) else []
         return _SummedLoss.apply(head, chunk, targets, rows, *weights), counted.sum()  # type: ignore[return-value]
     losses = [F.cross_entropy(head(r).float(), t, reduction="sum") for r, t in _chunks(rows, targets, chunk)]
     return torch.stack(losses).sum(), counted.sum()
+
+
+def _counted_rows(hidden: Tensor, tokens: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """The states (C, D) that predict counted tokens and those tokens (C,).
+
+    On a GPU all states, IGNORED where nothing counts: to pick rows, the host would have to wait for their number.
+    """
+    if hidden.device.type == "cpu":
+        return hidden[:, :-1][counted], tokens[:, 1:][counted]
+    return hidden[:, :-1].flatten(0, 1), tokens[:, 1:].masked_fill(~counted, IGNORED).flatten()
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -86,7 +97,8 @@ class _SummedLoss(torch.autograd.Function):
 def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropies in fp32 and its gradient, softmax - one-hot, in the logits' dtype (C, V).
 
-    One slice of rows after the other: a CPU then finds each slice's fp32 numbers in its cache.
+    An IGNORED target has neither. One slice of rows after the other: a CPU then finds each slice's fp32 numbers in
+    its cache.
     """
     count = max(1, CPU_SLICE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits) or 1
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
@@ -95,9 +107,10 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
         logits.split(count), targets.split(count), gradient.split(count), strict=True
     ):
         logprobs = F.log_softmax(scores, dim=-1, dtype=torch.float32)
-        total -= logprobs.gather(-1, wanted[:, None]).sum()
+        counts, index = (wanted != IGNORED)[:, None], wanted.clamp(min=0)[:, None]
+        total -= (logprobs.gather(-1, index) * counts).sum()
         softmax = logprobs.exp_()
-        out.copy_(softmax.scatter_add_(-1, wanted[:, None], softmax.new_full((len(wanted), 1), -1.0)))
+        out.copy_(softmax.scatter_add_(-1, index, softmax.new_full((len(wanted), 1), -1.0)).mul_(counts))
     return total, gradient
 
 

@@ -8,9 +8,11 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader
 
+from llama2_pl.callbacks import CompiledBlocks
 from llama2_pl.callbacks import strategy as selector_module
 from llama2_pl.callbacks.strategy import FSDPStrategySelector, parallel_plan, running_layout, select_strategy
 from llama2_pl.callbacks.strategy_plan import choose_plan
+from llama2_pl.model.parallel import ParallelPlan
 
 GIB = 2**30
 N_7B, N_70B = 6_738_415_616, 68_976_648_192  # the published parameter counts
@@ -176,6 +178,15 @@ def test_the_module_finds_its_parallel_plan_before_configure_model(capsys: pytes
     assert module.seen is not None and module.seen == module.parallel_plan
     assert module.seen.compile and not module.seen.activation_checkpointing  # type: ignore[union-attr]
     assert "single device" in capsys.readouterr().out
+
+
+def test_compiled_blocks_are_asked_for_without_touching_the_rest_of_a_plan() -> None:
+    module = fit(CompiledBlocks())
+    assert module.parallel_plan == ParallelPlan(compile=True)
+    module = Line()
+    module.parallel_plan = ParallelPlan(activation_checkpointing=True)  # type: ignore[assignment]
+    fit(CompiledBlocks(), module=module)
+    assert module.seen == ParallelPlan(activation_checkpointing=True, compile=True)
 
 
 def test_checkpointing_is_asked_for_where_only_that_fits() -> None:

@@ -52,7 +52,7 @@ def printed(options: list[str], stage: str) -> dict[str, Any]:
 def test_the_table_of_this_file_names_every_stage_and_family() -> None:
     assert {path.stem for path in (CONFIGS / "stage").iterdir()} == set(FAMILY)
     assert {path.name for path in (CONFIGS / "size").iterdir()} == {f for f in FAMILY.values() if f}
-    assert {path.stem for path in (CONFIGS / "trainer").iterdir()} == {"cpu", "ddp", "fsdp2"}
+    assert {path.stem for path in (CONFIGS / "trainer").iterdir()} == {"cpu", "compile", "ddp", "fsdp2"}
 
 
 @pytest.mark.parametrize("stage", FAMILY)
@@ -66,6 +66,12 @@ def test_every_size_of_a_stage_parses(stage: str) -> None:
 def test_every_stage_parses_with_the_trainers_of_gpus(trainer: str) -> None:
     for stage in ("pretrain", "ppo"):
         assert composed(stage, "7B", trainer)["trainer"]["accelerator"] == "gpu"
+
+
+def test_compiled_blocks_come_after_another_trainer() -> None:
+    trainer = composed("pretrain", "tiny", "cpu", "compile")["trainer"]
+    assert trainer["accelerator"] == "cpu"
+    assert trainer["callbacks"][-1]["class_path"] == "llama2_pl.callbacks.CompiledBlocks"
 
 
 def test_a_printed_composition_loads_to_itself(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.model.parallel import ParallelPlan, parallelize
+from llama2_pl.objectives.language import next_token_loss_from_hidden
 
 CONFIG = ModelConfig(
     dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=64, multiple_of=16, max_seq_len=32
@@ -55,9 +56,10 @@ def whole(tensor: Tensor | None) -> Tensor:
 
 
 def loss(model: LanguageModel, tokens: Tensor) -> Tensor:
-    """As the modules do it: hidden states, then the head apart."""
-    logits = model.head(model.hidden(tokens)).float()
-    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    """As the modules do it: hidden states, then the head apart, in chunks."""
+    counted = torch.ones_like(tokens, dtype=torch.bool)
+    total, count = next_token_loss_from_hidden(model.hidden(tokens), model.head, tokens, counted, chunk=15)
+    return total / count
 
 
 def same_gradients(sharded: LanguageModel, single: LanguageModel) -> None:

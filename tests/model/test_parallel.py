@@ -69,6 +69,17 @@ def test_compile_asks_for_each_block_and_nothing_else(monkeypatch: pytest.Monkey
     assert compiled == ["Block"] * 3
 
 
+def test_without_a_compiler_the_blocks_run_as_they_are_and_a_warning_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nowhere/g++",))
+    model = LanguageModel(ModelConfig(32, 3, 4, vocab_size=8))
+    with pytest.warns(UserWarning, match="install g"):
+        parallelize(model, ParallelPlan(compile=True))
+    assert model(torch.zeros(1, 4, dtype=torch.int64)).isfinite().all()
+    assert all(block._compiled_call_impl is None for block in model.backbone.layers)
+
+
 def test_compiled_blocks_share_their_compilations_in_training_and_in_decoding() -> None:
     compiled = []
 

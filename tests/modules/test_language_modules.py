@@ -119,6 +119,40 @@ def test_validation_weighs_by_target(config, trainer, make):
     assert logged["val/ppl"] == pytest.approx(math.exp((total / count).item()), rel=1e-5)
 
 
+def test_a_step_never_makes_the_host_wait_for_the_device(config, make, monkeypatch):
+    # On the meta device there are no values: whatever asks for one, as .item() or picking rows by a mask, raises.
+    module = fresh(config).to("meta")
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    logged = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.setdefault(name, value))
+    monkeypatch.setattr(module, "sum_over_ranks", lambda partial: partial)
+    module.trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, accumulate_grad_batches=2)
+    for batch in (make.tokens(), make.tokens(targets=3)):
+        batch = batch._replace(document_ids=torch.tensor([[0] * 7 + [1] * 5] * 2))
+        module.training_step(Batch(*(t.to("meta") for t in batch)), 0).backward()
+    module.on_before_optimizer_step(optimizer)
+    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimizer.step()
+    assert logged["train/loss"].is_meta and module.model.head.weight.grad.is_meta
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        logged["train/loss"].item()
+
+
+def test_rows_of_one_document_each_need_no_mask(config, make):
+    module = fresh(config)
+    batch = make.tokens(targets=6)
+    ids = torch.zeros(2, 12, dtype=torch.int32)
+    ids[1, 7:] = -1  # padding, where nothing counts
+    masked, two = batch._replace(document_ids=ids), ids.clone()
+    two[0, 5:] = 1
+    plain = module.on_before_batch_transfer(masked, 0)
+    assert plain.document_ids is None
+    assert module.on_before_batch_transfer(batch._replace(document_ids=two), 0).document_ids is two
+    for ours, with_mask in zip(module.loss(plain), module.loss(masked), strict=True):
+        torch.testing.assert_close(ours, with_mask)
+    assert module.loss(batch._replace(document_ids=two))[0] != module.loss(plain)[0]
+
+
 def test_sft_memorises_a_few_answers(config, trainer, make):
     batch = make.tokens(rows=4, targets=8)
     module = SFTModule(config, lr=1e-2)

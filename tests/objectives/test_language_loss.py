@@ -102,6 +102,14 @@ def test_the_gradient_under_autocast_is_that_of_torchs_own_loss(monkeypatch):
         torch.testing.assert_close(ours, torchs, rtol=1e-2, atol=1e-2)
 
 
+def test_an_ignored_target_has_neither_loss_nor_gradient():
+    logits, targets = torch.randn(5, 11, requires_grad=True), torch.tensor([3, -100, 0, -100, 10])
+    want = nn.functional.cross_entropy(logits, targets, reduction="sum")
+    loss, gradient = language._loss_and_gradient(logits.detach(), targets)
+    torch.testing.assert_close(loss, want.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(want, logits)[0])
+
+
 def test_the_loss_may_be_scaled_before_the_backward_pass():
     hidden, head, tokens, mask = random_case()
     (3.0 * language.next_token_loss_from_hidden(hidden, head, tokens, mask)[0]).backward()

@@ -1,0 +1,22 @@
+"""CompiledBlocks: torch.compile for each block of a module's networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import lightning as L
+
+from llama2_pl.model.parallel import ParallelPlan
+
+
+class CompiledBlocks(L.Callback):
+    """Compiles each block of the networks, where there is a C++ compiler; a warning, and no harm, where not.
+
+    Sets `compile` in `pl_module.parallel_plan`, which the modules of llama2_pl follow when they build their networks.
+    It pays where many steps have rows of one length: pretraining and SFT. The first step takes up to a minute, less
+    in later runs, and each new length of rows is compiled again. FSDPStrategySelector has the same option, `compile`.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        plan = getattr(pl_module, "parallel_plan", None) or ParallelPlan()
+        pl_module.parallel_plan = replace(plan, compile=True)  # type: ignore[assignment]
