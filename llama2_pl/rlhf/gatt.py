@@ -15,7 +15,7 @@ from llama2_pl.data.readers.common import Raw, Reading, mapping, parse_rows, seq
 from llama2_pl.data.readers.files import json_rows
 from llama2_pl.evaluation.attention_map import in_bins, look_at_system
 from llama2_pl.evaluation.gatt import Case, persistence
-from llama2_pl.evaluation.intervals import bootstrap
+from llama2_pl.evaluation.intervals import Interval, bootstrap, wilson
 from llama2_pl.files import write_json
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.rlhf.recipe import execute, recipe
@@ -154,7 +154,7 @@ def write_attribute_cases(
 def gatt_study(out: str, data: str, plan: str = "gatt", seeds: Sequence[int] = (1, 2, 3)) -> None:
     """Run a recipe with each seed, and write out/results.json and out/report.html over the seeds.
 
-    A second call skips what is done. The attention map is that of the first seed.
+    A second call skips what is done. The attention, map and curve, is that of the first seed.
 
     Args:
         out: the study's folder; runs lie in out/seed<n>.
@@ -169,12 +169,30 @@ def gatt_study(out: str, data: str, plan: str = "gatt", seeds: Sequence[int] = (
         recipe(plan, str(Path(out) / f"seed{seed}"), data=data, seed=seed)
         runs.append(json.loads((Path(out) / f"seed{seed}" / "results.json").read_text(encoding="utf-8")))
     pooled = {
-        name: {turn: over_seeds([run["gatt"][name][turn]["mean"] for run in runs]) for turn in by_turn}
+        name: {turn: pooled_share([run["gatt"][name][turn] for run in runs]) for turn in by_turn}
         for name, by_turn in runs[0]["gatt"].items()
     }
     write_json(Path(out) / "results.json", {"gatt": pooled, "gatt_attention": runs[0]["gatt_attention"]})
     print("\n".join(kept_by_turn(pooled)))
     execute(["report", f"--run={out}"])
+
+
+def pooled_share(found: Sequence[Interval]) -> Interval:
+    """A share over seeds that were measured on the same conversations; `count` is that of the seeds.
+
+    Our choice: the ends that lie further out, of Student's t over the seeds and of Wilson's interval over the
+    conversations. The first alone would be [0, 0] where every seed found nothing, the second blind to the seeds.
+    """
+    seeds = over_seeds([row["mean"] for row in found])
+    mean, low, high = (seeds[key] for key in ("mean", "low", "high"))
+    assert mean is not None and low is not None and high is not None
+    cases = wilson(mean * found[0]["count"], found[0]["count"])
+    return Interval(
+        mean=mean,
+        low=max(min(low, cases["low"]), 0.0),
+        high=min(max(high, cases["high"]), 1.0),
+        count=len(found),
+    )
 
 
 def kept_by_turn(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:

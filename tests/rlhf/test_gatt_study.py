@@ -63,12 +63,17 @@ def test_every_model_is_measured_at_the_turns_and_looked_at_on_the_same_dialogue
     assert "instruction kept, with: turn 1 0%, turn 3 0%" in capsys.readouterr().out
 
 
-def test_a_study_pools_the_seeds_with_students_t(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_study_pools_the_seeds_and_takes_the_wider_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept, ran = {1: 0.2, 2: 0.3, 3: 0.4}, []
 
     def recipe(plan: str, out: str, data: str, seed: int) -> None:
         ran.append((plan, data, seed))
-        rows = {"with": {"20": {"mean": kept[seed]}}, "without": {"20": {"mean": 0.0}}}
+        rows = {
+            "with": {"20": {"mean": kept[seed], "count": 10}},
+            "without": {"20": {"mean": 0.0, "count": 10}},
+        }
         write_json(Path(out) / "results.json", {"gatt": rows, "gatt_attention": seed})
 
     commands = []
@@ -77,10 +82,15 @@ def test_a_study_pools_the_seeds_with_students_t(tmp_path: Path, monkeypatch: py
     gatt.gatt_study(str(tmp_path), "runs/demo")
     assert ran == [("gatt", "runs/demo", seed) for seed in (1, 2, 3)]
     found = json.loads((tmp_path / "results.json").read_text())
-    # standard deviation 0.1, t = 4.303 for two degrees of freedom: 0.3 -+ 4.303 * 0.1 / sqrt(3) = 0.3 -+ 0.2484
+    # Student's t: standard deviation 0.1, t = 4.303 for two degrees of freedom: 0.3 -+ 4.303 * 0.1 / sqrt(3), so
+    # [0.0516, 0.5484]. Wilson for 3 of 10, z^2 = 3.8415: (0.3 + 0.1921 -+ 1.96 * sqrt(0.021 + 0.0096)) / 1.3842, so
+    # [0.1078, 0.6032].
     row = found["gatt"]["with"]["20"]
-    assert row == pytest.approx({"mean": 0.3, "low": 0.0516, "high": 0.5484, "count": 3}, abs=1e-4)
-    assert found["gatt"]["without"]["20"]["high"] == 0.0 and found["gatt_attention"] == 1
+    assert row == pytest.approx({"mean": 0.3, "low": 0.0516, "high": 0.6032, "count": 3}, abs=1e-4)
+    # all seeds found nothing: (0 + 0.1921 + 1.96 * sqrt(0.0096)) / 1.3842 = 0.2775
+    nothing = found["gatt"]["without"]["20"]
+    assert nothing == pytest.approx({"mean": 0.0, "low": 0.0, "high": 0.2775, "count": 3}, abs=1e-4)
+    assert found["gatt_attention"] == 1
     assert commands == [["report", f"--run={tmp_path}"]]
     with pytest.raises(ValueError, match="needs two at least"):
         gatt.gatt_study(str(tmp_path), "runs/demo", seeds=[1])
