@@ -15,6 +15,7 @@ from llama2_pl.checkpoints.sharded import guard_saving
 from llama2_pl.checkpoints.untrusted import guard_loading
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.model.memory import keep_freed_memory
 from llama2_pl.model.parallel import ParallelPlan, parallelize
 from llama2_pl.modules.optimizer import adamw, cosine_schedule, decay_groups, planned_steps
 from llama2_pl.text.tokenizer import Tokenizer
@@ -65,6 +66,8 @@ class LlamaModule(L.LightningModule):
         if self.attached:
             guard_loading(self.trainer.strategy)
             guard_saving(self.trainer.strategy)
+            if self.trainer.strategy.root_device.type == "cpu":
+                keep_freed_memory()
             self.tokenizer = self.find_tokenizer()
         if not self._networks_built:
             self.build_networks()
