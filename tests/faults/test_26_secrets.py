@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import lightning as L
 import pytest
+import torch
 import yaml
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import WandbLogger
 
 from benchmarks.chaos import tiny
 from llama2_pl.commands.parsing import refuse_secrets
@@ -82,3 +87,23 @@ def test_a_secret_on_the_command_line_is_in_no_file(
         main(["fit", "--model=SFTModule", f"--model.backbone={tiny.ROOT}/configs/backbone/tiny.yaml", *words])
     assert list(tmp_path.iterdir()) == []
     assert SECRET not in "".join(capsys.readouterr())
+
+
+def test_a_folder_that_w_and_b_cannot_write_stops_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where W&B writes instead
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "file").write_text("in the way")
+    logger = WandbLogger(offline=True, save_dir=str(tmp_path / "file" / "below"))
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, max_steps=2, limit_val_batches=0, logger=logger, default_root_dir=tmp_path,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    try:
+        trainer.fit(BoringModel(), torch.utils.data.DataLoader(torch.ones(4, 32)))  # type: ignore[arg-type]
+    finally:
+        wandb.finish()
+    assert trainer.global_step == 2
