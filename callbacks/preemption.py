@@ -55,13 +55,25 @@ class PreemptionCheckpoint(L.Callback):
         """The name of the signal that came; empty where none did."""
         self._before: dict[signal.Signals, Any] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """After Lightning has put its handlers there, which may act in the middle of a step: ours stand instead."""
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Hear signals from here on, and stand behind all other callbacks: what we save holds their last step."""
+        if stage != "fit":
+            return
         self.received = ""
         if threading.current_thread() is not threading.main_thread():
             rank_zero_warn("PreemptionCheckpoint hears no signal: training does not run in the main thread")
             return
+        # a new list, for Lightning is going through the old one
+        trainer.callbacks = [*(other for other in trainer.callbacks if other is not self), self]  # type: ignore[attr-defined]
+        # Lightning's own handler, put there later, asks all ranks from inside the handler: two that stand at other
+        # collectives wait for ever
+        trainer._signal_connector.register_signal_handlers = lambda: None
         self._before = {number: signal.signal(number, self._hear) for number in self.signals}
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        self._put_back()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -77,6 +89,9 @@ class PreemptionCheckpoint(L.Callback):
             self._leave(trainer)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._put_back()
+
+    def _put_back(self) -> None:
         for number, handler in self._before.items():
             if handler is not None and signal.getsignal(number) == self._hear:
                 signal.signal(number, handler)

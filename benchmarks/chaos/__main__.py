@@ -19,10 +19,11 @@ from benchmarks.chaos.compare import difference
 
 RESULTS = tiny.ROOT / "benchmarks" / "results"
 KILLS = {"pretrain": 50, "sft": 50, "reward": 40, "predict": 50, "ppo": 50, "ddp": 40, "sharded": 40}
-CHECKPOINTS = ("pretrain/last", "sft/last", "reward/last", "ppo/last", "ppo/best", "ddp/last")
+CHECKPOINTS = ("pretrain/last", "sft/last", "reward/last", "ppo/last", "ppo/best", "ddp/last", "sharded/last")
+ANSWERS = "predict/batch-*"
 FLIPS, CUTS = 40, 10
 """Of each checkpoint, over its file, its hash, and the same of the one before."""
-SHORT = {name: 1 for name in KILLS if name != "sharded"}, 8, 4
+SHORT = dict.fromkeys(KILLS, 1), 8, 4
 """Kills, flips and cuts of the version that runs with the tests."""
 
 
@@ -109,19 +110,11 @@ def run(
         failures += bad
         print(f"{name}: {row}", flush=True)
     ways = {"flipped": (damage.flip, flips), "cut": (damage.cut, cuts)}
-    for name in CHECKPOINTS:
-        path = folder / f"whole/runs/{name}.ckpt"
+    for name in (*CHECKPOINTS, ANSWERS):
         if name.split("/")[0] in wanted:
-            chance = random.Random(f"{seed} {name}")
-            result["damage"][name], bad = damage.damage_all(path, folder / "damaged", ways, chance)
+            result["damage"][name], bad = _damage(name, folder, ways, seed)
             failures += bad
             print(f"{name}: {result['damage'][name]}", flush=True)
-    if "predict" in wanted:
-        chance = random.Random(f"{seed} predict")
-        answers = folder / "whole/runs/predict"
-        rows, bad = damage.damage_answers(answers, folder / "damaged", ways, chance)
-        result["damage"]["predict/batch-*"] = rows
-        failures += bad
     if not short:
         from benchmarks.chaos.crafted import open_all
 
@@ -129,6 +122,24 @@ def run(
         failures += bad
         print(result["crafted"], flush=True)
     return {**result, "failures": failures, "minutes": round((time.monotonic() - started) / 60, 1)}
+
+
+def _damage(
+    name: str, folder: Path, ways: dict[str, tuple[damage.Damage, int]], seed: int
+) -> tuple[dict[str, Any], list[str]]:
+    """In a child, for reading shards starts threads."""
+    chance = random.Random(f"{seed} {name}")
+
+    def question() -> str:
+        if name == ANSWERS:
+            found = damage.damage_answers(folder / "whole/runs/predict", folder / "damaged", ways, chance)
+        else:
+            path = folder / f"whole/runs/{name}.ckpt"
+            found = damage.damage_all(path, folder / "damaged", ways, chance)
+        return json.dumps(found)
+
+    rows, problems = json.loads(processes.ask(question, folder, folder / "log-damage"))
+    return rows, problems
 
 
 def table(result: dict[str, Any]) -> str:

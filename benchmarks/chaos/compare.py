@@ -79,6 +79,7 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def progress(folder: Path) -> int:
     """Steps in the newest checkpoint, or batches of answers; -1 where there is nothing sound."""
+    from llama2_pl.checkpoints.sharded import verified_folder
     from llama2_pl.checkpoints.verified import verified_path
 
     answers = sum(map(_answers, folder.iterdir())) if folder.is_dir() else 0
@@ -86,5 +87,5 @@ def progress(folder: Path) -> int:
     if answers or not path.exists():
         return answers or -1
     if path.is_dir():
-        return torch.load(path / "meta.pt", weights_only=True)["global_step"]
+        return torch.load(verified_folder(path) / "meta.pt", weights_only=True)["global_step"]
     return torch.load(verified_path(path), weights_only=True)["global_step"]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning as L
@@ -102,9 +103,45 @@ def test_it_saves_where_the_model_checkpoint_does(tmp_path):
     assert (tmp_path / "saved/last.ckpt").exists()
 
 
-def test_handlers_are_put_back(tmp_path):
+class Counts(L.Callback):
+    """Remembers how many batches it has seen, in the checkpoint."""
+
+    seen = 0
+
+    def on_train_batch_end(self, *_) -> None:
+        self.seen += 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seen": self.seen}
+
+
+def test_the_checkpoint_holds_the_last_step_of_callbacks_listed_behind_it(tmp_path):
+    with pytest.raises(SIGTERMException):
+        trainer(tmp_path, Kill(3), PreemptionCheckpoint(), Counts(), saver=True).fit(
+            Line(), datamodule=Numbers()
+        )
+    content = torch.load(tmp_path / "saved/last.ckpt", weights_only=True)
+    assert content["global_step"] == content["callbacks"]["Counts"]["seen"] == 4
+
+
+@pytest.mark.parametrize("hook", ["setup", "on_fit_start", "on_train_start"])
+def test_a_signal_before_the_first_step_waits_for_it(tmp_path, hook):
+    """Lightning's own handler would ask all ranks there and then."""
+    early = L.Callback()
+    setattr(early, hook, lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    module, run = Line(), trainer(tmp_path, PreemptionCheckpoint(), early)
+    with pytest.raises(SIGTERMException):
+        run.fit(module, datamodule=Numbers())
+    assert not run.received_sigterm
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+@pytest.mark.parametrize("batch", [None, 2])
+def test_handlers_are_put_back(tmp_path, batch):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
-    trainer(tmp_path, PreemptionCheckpoint()).fit(Line(), datamodule=Numbers())
+    callbacks = [] if batch is None else [Kill(batch)]
+    with nullcontext() if batch is None else pytest.raises(SIGTERMException):
+        trainer(tmp_path, *callbacks, PreemptionCheckpoint()).fit(Line(), datamodule=Numbers())
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
 
 
