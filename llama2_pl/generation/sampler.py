@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llama2_pl.model.cache import KVCache
 from llama2_pl.model.heads import LanguageModel
+from llama2_pl.model.parallel import gathered, tensor_parallel_ranks
 
 PADDING_ID = 0  # any valid id: the model looks ids up before masks apply, so Meta's -1 would not do
 
@@ -173,7 +174,7 @@ def _check(
 
 @contextmanager
 def _ready_to_sample(model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """No gradients, evaluation mode (put back afterwards), and the wanted precision.
+    """No gradients, evaluation mode and whole weights (put back afterwards), and the wanted precision.
 
     no_grad rather than inference_mode: tensors made in inference mode cannot enter a later backward pass, and PPO
     trains on these. The autocast cache is dropped because it holds weights as they were before the last optimizer
@@ -183,7 +184,7 @@ def _ready_to_sample(model: nn.Module, device: torch.device, dtype: torch.dtype 
     torch.clear_autocast_cache()
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), gathered(model):
             if dtype is None:
                 yield
             else:
@@ -238,7 +239,8 @@ def _prefill(
     # Without padding no mask is needed, and attention may take its faster path.
     padded = len({len(prompt) for prompt in prompts}) > 1
     key_mask = slots >= first_slot if padded else None
-    cache = KVCache(model.config, len(prompts), len(slots), _cache_dtype(model, device), device)
+    ranks = tensor_parallel_ranks(model)
+    cache = KVCache(model.config, len(prompts), len(slots), _cache_dtype(model, device), device, ranks)
     positions = (slots[:width] - first_slot).clamp(min=0)
     hidden = model.hidden(tokens, positions=positions, key_mask=key_mask, cache=cache)[:, -1]
     cache = cache.select(row_of_prompt)

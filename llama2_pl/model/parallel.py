@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, distribute_module
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -66,6 +68,34 @@ def parallelize(model: Network, plan: ParallelPlan, mesh: DeviceMesh | None = No
     if mesh is not None and mesh["data_parallel"].size() > 1:
         _shard(model, plan, mesh["data_parallel"])
     return model
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """FSDP2's shards as whole weights for many forward passes without gradient; sharded again afterwards.
+
+    Sampling gathers once and not at every token, and ranks whose answers end earlier wait for nobody: without it each
+    pass is a collective, and the ranks drift apart. Costs one copy of the weights. Nothing happens without FSDP2.
+    """
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(
+                unit is not model, recurse=False
+            )  # the root's stay until the backward
+            unit.reshard()
+
+
+def tensor_parallel_ranks(model: LanguageModel) -> int:
+    """How many ranks share the heads of this network; 1 without tensor parallelism."""
+    weight = model.backbone.layers[0].attention.wk.weight  # type: ignore[union-attr, operator]
+    named = isinstance(weight, DTensor) and "tensor_parallel" in (weight.device_mesh.mesh_dim_names or ())
+    return weight.device_mesh["tensor_parallel"].size() if named else 1  # type: ignore[union-attr]
 
 
 def _blocks(model: LanguageModel | ScalarModel) -> list[Block]:

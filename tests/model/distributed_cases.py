@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from llama2_pl.generation.sampler import generate
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.model.parallel import ParallelPlan, parallelize
@@ -41,9 +43,9 @@ def mesh(data: int, tensor: int) -> DeviceMesh:
     return init_device_mesh("cpu", (data, tensor), mesh_dim_names=("data_parallel", "tensor_parallel"))
 
 
-def language_model() -> LanguageModel:
+def language_model(config: ModelConfig = CONFIG) -> LanguageModel:
     torch.manual_seed(0)
-    model = LanguageModel(CONFIG)
+    model = LanguageModel(config)
     for parameter in model.parameters():
         # away from the initial near-zero logits, and gains that are not 1
         nn.init.normal_(parameter, 0.0, 0.2) if parameter.dim() > 1 else nn.init.uniform_(parameter, 0.5, 1.5)
@@ -144,6 +146,49 @@ def fsdp_scores(rank: int) -> None:
     lengths = torch.tensor([3, 12, 7, 1])
     torch.testing.assert_close(sharded.score(TOKENS, lengths), single.score(TOKENS, lengths))
     torch.testing.assert_close(sharded(TOKENS), single(TOKENS))
+
+
+def fsdp_sampling(rank: int) -> None:
+    """Each rank has prompts of its own, whose answers end at another step."""
+    single, sharded = language_model(), parallelize(language_model(), ParallelPlan(), mesh(2, 1))
+    prompts = [[1, 5, 9 + rank, 4], [1, 7]][: 2 - rank]
+    for seed in range(4):
+        wanted, found = (
+            generate(
+                model,
+                prompts,
+                max_new_tokens=24,
+                eos_id=2 + seed,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            for model in (single, sharded)
+        )
+        assert wanted.tokens.tolist() == found.tokens.tolist()
+        torch.testing.assert_close(found.logprobs, wanted.logprobs, rtol=1e-4, atol=1e-5)
+    assert all(
+        isinstance(parameter, DTensor) for parameter in sharded.parameters()
+    )  # and the memory is free again
+    torch.testing.assert_close(sharded(TOKENS), single(TOKENS))
+    loss(single, TOKENS).backward()
+    loss(sharded, TOKENS[2 * rank : 2 * rank + 2]).backward()
+    same_gradients(sharded, single)
+
+
+def tensor_parallel_sampling(rank: int) -> None:
+    config = replace(CONFIG, n_kv_heads=4)
+    single = language_model(config)
+    split = parallelize(language_model(config), ParallelPlan(tensor_parallel_size=2), mesh(1, 2))
+    wanted, found = (
+        generate(
+            model,
+            [[1, 5, 9], [1, 7]],
+            max_new_tokens=16,
+            eos_id=2,
+            generator=torch.Generator().manual_seed(1),
+        )
+        for model in (single, split)
+    )
+    assert wanted.tokens.tolist() == found.tokens.tolist()
 
 
 def fresh_shards(rank: int) -> None:

@@ -21,6 +21,8 @@ CASES = {
     "fsdp_scores": "FSDP2 gathers the scalar head for `score` and for `forward`",
     "tensor_parallel": "tensor parallel gives the logits, gradients and gradient norm of one process",
     "tensor_parallel_scores": "tensor parallel gives the scores of one process",
+    "fsdp_sampling": "FSDP2 samples what one process samples, ranks that end at other steps wait for nobody",
+    "tensor_parallel_sampling": "tensor parallel samples what one process samples",
     "fresh_shards": "shards that are initialised apart have the right spread and do not repeat each other",
 }
 
