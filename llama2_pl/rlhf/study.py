@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -43,7 +43,7 @@ def study(
     if not path.exists():
         raise ValueError(f"loop: {loop} is no file, and there is no packaged {path}")
     base = yaml.safe_load(path.read_text(encoding="utf-8"))
-    found: dict[str, list[Numbers]] = {}
+    found: dict[str, list[Measured]] = {}
     for arm, overrides in arms.items():
         for seed in seeds:
             run = Path(out) / arm / f"seed{seed}"
@@ -54,7 +54,7 @@ def study(
                 [str(Path(out) / earlier / f"seed{seed}") for earlier in found if earlier != arm]
             )
             execute(["rlhf", f"--config={run / 'rlhf.yaml'}", f"--out={run}", f"--share={share}"])
-            found.setdefault(arm, []).append(numbers_of(run))
+            found.setdefault(arm, []).append(measured(run))
     rows, differences = rows_of(found), differences_of(found, against or {})
     about = {"seeds": list(seeds), "arms": arms, "against": against}
     write_json(Path(out) / "study.json", {**about, "rows": rows, "differences": differences})
@@ -84,8 +84,18 @@ def over_seeds(values: Sequence[float]) -> dict[str, float | int | None]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "count": count}
 
 
-# What is known of a version of one run, by version and name.
-Numbers = dict[str, dict[str, float]]
+class Measured(NamedTuple):
+    """What one finished run found.
+
+    Attributes:
+        versions: by version and name.
+        judges: SHA-256 of the reward models that all its versions were judged by.
+    """
+
+    versions: dict[str, dict[str, float]]
+    judges: list[str]
+
+
 POLICY = ("gold", "reward", "gap", "forgetting")
 JUDGES = {
     "helpfulness accuracy": ("helpfulness", None),
@@ -94,7 +104,7 @@ JUDGES = {
     "negligibly better": ("helpfulness", "negligibly better"),
     "safety accuracy": ("safety", None),
 }
-RECALL = "unsafe recall"
+UNSAFE = ("unsafe recall", "unsafe precision")  # at a score of 0.5 (Table 29)
 # Logged by PPO and its callbacks; the mean over the last looks.
 PPO = {
     "PPO: KL": "ppo/kl",
@@ -104,12 +114,14 @@ PPO = {
     "PPO: held-out reward": "held_out/reward",
 }
 LAST = 5
+BY_JUDGES = ("reward", "gap", "PPO: reward of its samples", "PPO: held-out reward")
 
 
-def numbers_of(run: Path) -> Numbers:
-    """What a finished run measured: every version's answers, its PPO, and the last one's reward models."""
+def measured(run: Path) -> Measured:
+    """What a finished run found: every version's answers, its PPO, and the last one's reward models."""
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    found: Numbers = {}
+    manifest = json.loads((run / "manifests/compare.json").read_text(encoding="utf-8"))
+    found = {}
     for row in results["versions"]:
         name = row["version"]
         known = {key: _mean_of(row[key]) for key in POLICY}
@@ -118,9 +130,10 @@ def numbers_of(run: Path) -> Numbers:
             known[label] = sum(curve) / len(curve) if curve else None
         if row is results["versions"][-1]:
             known |= {label: _accuracy(results, *which) for label, which in JUDGES.items()}
-            known[RECALL] = results.get("unsafe_recall", {}).get("mean")
+            detection = results.get("unsafe_detection", {}).get("0.5", {})
+            known |= {label: detection.get(label.removeprefix("unsafe ")) for label in UNSAFE}
         found[name] = {key: value for key, value in known.items() if value is not None}
-    return found
+    return Measured(found, [sha for path, sha in manifest["inputs"].items() if "/reward_" in path])
 
 
 def _accuracy(results: Mapping[str, Any], kind: str, rating: str | None) -> float | None:
@@ -133,24 +146,32 @@ def _mean_of(found: Any) -> float | None:
     return found["mean"] if isinstance(found, dict) else found
 
 
-def rows_of(found: Mapping[str, Sequence[Numbers]]) -> list[dict[str, Any]]:
+def rows_of(found: Mapping[str, Sequence[Measured]]) -> list[dict[str, Any]]:
     """A row per arm and version: what all seeds know, as mean and interval over them."""
     return [
-        {"arm": arm, "version": version, **_joined([run[version] for run in runs])}
+        {"arm": arm, "version": version, **_joined([run.versions[version] for run in runs])}
         for arm, runs in found.items()
-        for version in runs[0]
+        for version in runs[0].versions
     ]
 
 
 def differences_of(
-    found: Mapping[str, Sequence[Numbers]], against: Mapping[str, str]
+    found: Mapping[str, Sequence[Measured]], against: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """A row per pair of arms, at the last version that both have: the mean of the seeds' own differences."""
+    """A row per pair of arms, at the last version that both have: the mean of the seeds' own differences.
+
+    What reward models say is left out where the arms were not judged by the same ones: their scales differ.
+    """
     rows = []
     for arm, other in against.items():
-        version = [name for name in found[arm][0] if name in found[other][0]][-1]
-        pairs = [(mine[version], its[version]) for mine, its in zip(found[arm], found[other], strict=True)]
-        parts = [{key: mine[key] - its[key] for key in mine if key in its} for mine, its in pairs]
+        runs = list(zip(found[arm], found[other], strict=True))
+        version = [name for name in runs[0][0].versions if name in runs[0][1].versions][-1]
+        skipped = () if all(mine.judges == its.judges for mine, its in runs) else BY_JUDGES
+        pairs = [(mine.versions[version], its.versions[version]) for mine, its in runs]
+        parts = [
+            {key: mine[key] - its[key] for key in mine if key in its and key not in skipped}
+            for mine, its in pairs
+        ]
         rows.append({"arm": f"{arm} - {other}", "version": version, **_joined(parts)})
     return rows
 
@@ -166,7 +187,7 @@ def page(
     out: str,
 ) -> str:
     """All tables as Markdown."""
-    kinds = {"Policies": POLICY, "Reward models": (*JUDGES, RECALL), "PPO": tuple(PPO)}
+    kinds = {"Policies": POLICY, "Reward models": (*JUDGES, *UNSAFE), "PPO": tuple(PPO)}
     parts = [f"Means over {len(seeds)} seeds with 95 % intervals (Student's t over the seeds)."]
     for title, columns in kinds.items():
         parts += [f"## {title}", table(rows, columns)]

@@ -35,7 +35,8 @@ from llama2_pl.rlhf.stages import fingerprint
 def split_held_out(prompts: str, out: str) -> None:
     """Write out/select.jsonl, which temperatures and checkpoints are chosen on, and out/test.jsonl for the report.
 
-    Our choice: halves by a hash of the first user message, so that what is reported was never chosen by.
+    Our choice: halves by a hash of the first user message, so that what is reported was never chosen by. Not the hash
+    that held the prompts out of a training set: by that one they would all be in one half.
 
     Args:
         prompts: rows of prompts that nothing trains on.
@@ -44,7 +45,7 @@ def split_held_out(prompts: str, out: str) -> None:
     with open(prompts, encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     for name, half in (("select", True), ("test", False)):
-        kept = [row for row in rows if is_held_out(opening(dialog_of(row)), 0.5) is half]
+        kept = [row for row in rows if is_held_out(f"half {opening(dialog_of(row))}", 0.5) is half]
         if not kept:
             raise ValueError(f"{prompts}: {len(rows)} prompts are too few for two halves; give more")
         write_jsonl(Path(out) / f"{name}.jsonl", kept)

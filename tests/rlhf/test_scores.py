@@ -9,12 +9,13 @@ import pytest
 import torch
 import yaml
 
+from llama2_pl.data.sampling import is_held_out
 from llama2_pl.rlhf import study as study_module
 from llama2_pl.rlhf.evaluate import PromptTask
 from llama2_pl.rlhf.reuse import link
 from llama2_pl.rlhf.scores import Heard, forgetting, gold_by_kind, goodhart_gap, judged
 from llama2_pl.rlhf.study import merged, over_seeds, study
-from llama2_pl.rlhf.versions import checkpoints_in
+from llama2_pl.rlhf.versions import checkpoints_in, split_held_out
 from llama2_pl.text.chat import Dialog
 
 
@@ -75,6 +76,16 @@ def test_a_link_holds_the_checkpoint_and_replaces_an_older_one(tmp_path: Path) -
     assert checkpoints_in(str(shards)) == [str(shards)]
 
 
+def test_prompts_that_a_hash_held_out_fall_into_both_halves(tmp_path: Path) -> None:
+    """As `data pairs` and val_fraction hold prompts out: by the same hash below a small share."""
+    questions = [q for n in range(400) if is_held_out(q := f"question {n}", 0.1)]
+    rows = [json.dumps({"messages": [{"role": "user", "content": q}]}) for q in questions]
+    (tmp_path / "val.jsonl").write_text("\n".join(rows) + "\n")
+    split_held_out(str(tmp_path / "val.jsonl"), str(tmp_path))
+    sizes = [len((tmp_path / f"{name}.jsonl").read_text().splitlines()) for name in ("select", "test")]
+    assert sum(sizes) == len(rows) and min(sizes) > len(rows) / 4
+
+
 def test_an_interval_over_seeds_is_student_s() -> None:
     """1, 2, 3: deviation 1, t(0.975, 2) = 4.303 (any table), so 4.303 / sqrt(3) = 2.484 to each side."""
     found = over_seeds([1.0, 2.0, 3.0])
@@ -100,6 +111,7 @@ def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
 ) -> None:
     ran: list[dict] = []
     shares: list[str] = []
+    judges: dict[str, str] = {}
 
     def loop(args: list[str]) -> None:
         assert args[0] == "rlhf"
@@ -117,6 +129,9 @@ def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
         results = {"versions": [row], "reward_accuracy": {"helpfulness": {"overall": 0.7}}}
         run = Path(args[2].partition("=")[2])
         (run / "results.json").write_text(json.dumps(results))
+        (run / "manifests").mkdir()
+        judge = {f"{run}/v1/reward_safety/last.ckpt": judges.get(run.parent.name, "same"), "other": "input"}
+        (run / "manifests/compare.json").write_text(json.dumps({"inputs": judge}))
         if "pool_all" in str(run):  # six looks, of which the last five count
             (run / "v0/ppo/metrics").mkdir(parents=True)
             looks = "".join(f"{step},{0.9 if step == 0 else 0.2}\n" for step in range(6))
@@ -148,6 +163,11 @@ def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
     (difference,) = written["differences"]
     assert difference["arm"] == "pool_previous - pool_all" and difference["version"] == "v0"
     assert [difference["gold"][k] for k in ("mean", "low", "high")] == pytest.approx([-0.2, -0.2, -0.2])
+    assert difference["reward"]["mean"] == 0.0
+    judges["pool_previous"] = "another scale"
+    study(str(tmp_path / "again"), "rlhf/small.yaml", arms, [1, 2], {"pool_previous": "pool_all"})
+    (difference,) = json.loads((tmp_path / "again/study.json").read_text())["differences"]
+    assert "gold" in difference and "reward" not in difference
     text = (tmp_path / "study/study.md").read_text()
     assert "| pool_all | v0 | 0.950 [0.315, 1.585] |" in text and "| pool_previous | v0 | 0.7" in text
     with pytest.raises(ValueError, match="against: no arm 'beta'; the arms are pool_all, pool_previous"):
