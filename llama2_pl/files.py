@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @contextmanager
@@ -38,6 +45,57 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class Busy(OSError):
+    """Another process that is alive holds a lock."""
+
+
+@dataclass
+class Lock:
+    """A held lock; `left_by` says in words who held it and died, empty where nobody did."""
+
+    path: Path
+    descriptor: int
+    left_by: str = ""
+
+    def release(self) -> None:
+        """Remove the file and let go; a second call does nothing."""
+        if self.descriptor >= 0:
+            self.path.unlink(missing_ok=True)
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def lock(path: str | Path) -> Lock | None:
+    """Hold a lock file, with who holds it in it; Busy where a living process does.
+
+    The system lets go of it when its process ends in whatever way, so one that is left behind stops nobody. None where
+    the system or the file system has no locks.
+    """
+    if fcntl is None:
+        return None
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 1000).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise Busy(holder or "another process") from None
+        except OSError:  # no locks on this file system
+            os.close(descriptor)
+            return None
+        if path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            break
+        os.close(descriptor)  # its holder removed it between the two calls
+    left_by = os.read(descriptor, 1000).decode(errors="replace").strip()
+    os.ftruncate(descriptor, 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return Lock(path, descriptor, left_by)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

@@ -23,6 +23,7 @@ from llama2_pl.checkpoints.networks import (
     on_meta,
     shapes_of,
 )
+from llama2_pl.checkpoints.schema import migrate
 from llama2_pl.checkpoints.sharded import folder_damage
 from llama2_pl.checkpoints.untrusted import (
     PlainReader,
@@ -134,6 +135,7 @@ def _open(path: Path) -> Saved:
     content = read_torch(path)
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
         raise ValueError(f"{path}: not a Lightning checkpoint (no state_dict and hyper_parameters in it)")
+    migrate(content)
     tensors, hyper_parameters = content["state_dict"], content["hyper_parameters"]
     if not isinstance(hyper_parameters, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise ValueError(f"{path}: its state_dict or hyper_parameters are not those of a LightningModule")
@@ -154,6 +156,7 @@ def _open_shards(path: Path) -> Saved:
         raise ValueError(
             f"{path / 'meta.pt'}: no hyper_parameters in it; it is not a checkpoint of llama2_pl"
         )
+    migrate(meta)
     stored = read_metadata(path).state_dict_metadata
     shapes = {
         name.removeprefix("state_dict."): entry.size

@@ -22,6 +22,7 @@ import llama2_pl.modules  # noqa: F401
 from llama2_pl.checkpoints.sharded import recover
 from llama2_pl.checkpoints.verified import VerifiedCheckpointIO
 from llama2_pl.commands.parsing import ShortErrors, refuse_secrets, restrict_imports, root_of
+from llama2_pl.commands.run_lock import RunLock
 
 SIGTERM_STATUS = 128 + 15
 
@@ -81,12 +82,12 @@ class TrainingCLI(LightningCLI):
             raise root_of(error) from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
-        """As Lightning's, with checkpoints that are whole or not at all, unless the config names its own."""
+        """As Lightning's, with checkpoints that are whole or not at all, and one run at a time in a folder."""
         plugins = config.get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(VerifiedCheckpointIO())
-        return super()._instantiate_trainer({**config, "plugins": plugins}, callbacks)
+        return super()._instantiate_trainer({**config, "plugins": plugins}, [RunLock(), *callbacks])
 
     def before_fit(self) -> None:
         """Put back what a kill in the middle of a save left under another name."""

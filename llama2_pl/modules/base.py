@@ -8,9 +8,14 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
+from llama2_pl.checkpoints import schema
 from llama2_pl.checkpoints.sharded import guard_saving
 from llama2_pl.checkpoints.untrusted import guard_loading
 from llama2_pl.model.config import ModelConfig
@@ -18,6 +23,7 @@ from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.model.memory import keep_freed_memory
 from llama2_pl.model.parallel import ParallelPlan, parallelize
 from llama2_pl.modules.optimizer import adamw, cosine_schedule, decay_groups, planned_steps
+from llama2_pl.modules.resume import apply_options, changed_options, random_states, restore_random
 from llama2_pl.text.tokenizer import Tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -57,6 +63,8 @@ class LlamaModule(L.LightningModule):
     """Tokens trained on so far, over all ranks and restarts; a tensor where reading it would make each step wait."""
 
     _networks_built = False
+    _random: list[dict[str, Any]] | None = None
+    _changed: list[str] | tuple[()] = ()
 
     def build_networks(self) -> None:
         """Assign the networks, each through `fresh` or `distributed`."""
@@ -79,12 +87,43 @@ class LlamaModule(L.LightningModule):
         return Tokenizer(path) if isinstance(path, (str, Path)) else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the tokenizer, so that nobody reads the model's ids by another."""
+        """Note what Lightning does not: the tokenizer, the random generators of every rank, the run's length."""
+        checkpoint[schema.KEY] = schema.SCHEMA
         checkpoint["tokenizer_sha256"] = None if self.tokenizer is None else self.tokenizer.sha256
         checkpoint["tokens_seen"] = int(self.tokens_seen)
+        checkpoint["max_steps"] = self.trainer.max_steps if self.attached else None
+        checkpoint["random"] = random_states()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.tokens_seen = checkpoint.get("tokens_seen", 0)
+        """Refuse or announce what has changed since; see docs/resume.md."""
+        schema.migrate(checkpoint)
+        self.tokens_seen = checkpoint["tokens_seen"]
+        if self.attached and self.trainer.state.fn == TrainerFn.FITTING:
+            self._random = checkpoint.get("random")
+            self._changed = changed_options(self.hparams, checkpoint.get("hyper_parameters", {}))
+            if (length := checkpoint.get("max_steps")) not in (None, self.trainer.max_steps):
+                rank_zero_warn(
+                    f"trainer.max_steps is {self.trainer.max_steps} and was {length}: the learning rate follows the "
+                    "schedule of the new length from here on"
+                )
+
+    def on_train_start(self) -> None:
+        """Options given to a resumed run win over the checkpoint's."""
+        if not self._changed:
+            return
+        made = self.configure_optimizers()
+        fresh = made["optimizer"] if isinstance(made, dict) else made
+        live = self.optimizers(use_pl_optimizer=False)
+        if isinstance(fresh, Optimizer) and isinstance(live, Optimizer):
+            schedule = self.lr_schedulers()
+            apply_options(live, fresh, schedule if isinstance(schedule, LambdaLR) else None)
+        self._changed = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """As late as this: Lightning and the loaders draw numbers when they start."""
+        if self._random is not None:
+            restore_random(self._random, self.global_rank, self.trainer.world_size)
+            self._random = None
 
     @property
     def attached(self) -> bool:

@@ -112,6 +112,7 @@ class DPOModule(LlamaModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another start than that of the run."""
+        super().on_load_checkpoint(checkpoint)
         if self._reference and checkpoint["reference"] != self._reference_fingerprint:
             raise ValueError(
                 f"{self.hparams['policy']}: its weights are not those this run started from, and the loss measures the "

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama2_pl import __version__
-from llama2_pl.files import write_json
+from llama2_pl.files import Busy, lock, write_json
 from llama2_pl.rlhf.ledger import spent
 
 
@@ -215,7 +215,29 @@ def run_stages(
         refuse: raise where a stage was done, or begun, with something else; False: make it again.
         take_over: is asked before a stage is run, and may put what another run made in its place.
     """
-    run, seconds, pace = Path(run), {}, None
+    run = Path(run)
+    try:
+        held = lock(run.with_name(f".{run.name}.lock"))
+    except Busy as holder:
+        raise ValueError(
+            f"{run}: {holder} runs its stages; wait for it, stop it, or give another folder"
+        ) from None
+    try:
+        return _run_all(run, stages, execute, say, refuse, take_over)
+    finally:
+        if held is not None:
+            held.release()
+
+
+def _run_all(
+    run: Path,
+    stages: Sequence[Stage],
+    execute: Callable[[list[str]], None],
+    say: Callable[[str], None],
+    refuse: bool,
+    take_over: Callable[[Stage], object] | None,
+) -> dict[str, float]:
+    seconds, pace = {}, None
     left = sum(stage.share for stage in stages)
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.name}"

@@ -1,0 +1,109 @@
+"""What a resumed run restores beyond Lightning, and what it may change: generators, options, the shape of the model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from llama2_pl.model.config import ModelConfig
+
+REFUSED = ("seed",)
+"""Options that decide what a run computes and cannot change in the middle of it, besides every backbone."""
+
+
+def random_states() -> list[dict[str, Any]]:
+    """The state of Python's, numpy's and torch's generators on every rank, as plain values; collective."""
+    kind, keys, *rest = np.random.get_state()
+    mine = {
+        "python": random.getstate(),
+        "numpy": [str(kind), np.asarray(keys).tolist(), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+    if not (dist.is_available() and dist.is_initialized()):
+        return [mine]
+    states: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(states, mine)
+    return states
+
+
+def restore_random(states: list[dict[str, Any]], rank: int, world: int) -> None:
+    """Put a rank's generators back; where the number of ranks has changed they go on as seeded, with a notice."""
+    if len(states) != world:
+        rank_zero_info(
+            f"the checkpoint has the random generators of {len(states)} processes and there are {world}: dropout and "
+            "other draws from the global generators differ from the first run's; the data and our samples do not"
+        )
+        return
+    state = states[rank]
+    random.setstate(_tuples(state["python"]))
+    np.random.set_state(
+        (state["numpy"][0], np.array(state["numpy"][1], dtype=np.uint32), *state["numpy"][2:])
+    )
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def changed_options(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """The options that differ from the checkpoint's, said aloud; the values of this run hold.
+
+    ValueError names one that cannot change: a size of the model, or what samples are drawn by.
+    """
+    changed = []
+    for name in sorted(set(now) & set(then)):
+        old, new = then[name], now[name]
+        if old == new:
+            continue
+        if name.endswith("backbone") and old is not None and new is not None:
+            _refuse_other_shape(name, ModelConfig.of(new).to_dict(), ModelConfig.of(old).to_dict())
+        elif name in REFUSED:
+            raise ValueError(
+                f"model.{name} is {new!r} and the checkpoint was trained with {old!r}: set it back to resume, or start "
+                "a new run from the weights alone (init_from, without ckpt_path)"
+            )
+        else:
+            changed.append(name)
+            rank_zero_warn(f"model.{name} is {new!r} from here on; the checkpoint was trained with {old!r}")
+    return changed
+
+
+def _refuse_other_shape(name: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        if key in old and old[key] != value:
+            raise ValueError(
+                f"model.{name}.{key} is {value!r} and the checkpoint's model has {old[key]!r}: set it back to resume, "
+                "or start a new run"
+            )
+
+
+def apply_options(optimizer: Optimizer, fresh: Optimizer, schedule: LambdaLR | None) -> None:
+    """Let an optimizer restored from a checkpoint have the rates, decay and betas that this run asks for.
+
+    Args:
+        optimizer: with the checkpoint's state and options.
+        fresh: made by `configure_optimizers` from this run's options.
+        schedule: of the restored optimizer; its place in the run stays.
+    """
+    for number, (group, wanted) in enumerate(zip(optimizer.param_groups, fresh.param_groups, strict=True)):
+        rate = wanted.get("initial_lr", wanted["lr"])
+        group.update(
+            {key: value for key, value in wanted.items() if key not in ("params", "lr", "initial_lr")}
+        )
+        if schedule is None:
+            group["lr"] = rate
+            continue
+        group["initial_lr"] = schedule.base_lrs[number] = rate
+        group["lr"] = rate * schedule.lr_lambdas[number](schedule.last_epoch)
