@@ -106,6 +106,20 @@ def test_overrides_go_over_the_base_mapping_by_mapping() -> None:
     assert base["options"]["ppo"]["model.beta"] == 0.05
 
 
+def pretend_run(run: Path, gold: float, judge: str) -> None:
+    """What a finished run leaves that a study reads."""
+    row = {"version": "v0", "gold": {"mean": gold}, "reward": {"mean": 1.0}, "gap": None, "forgetting": 0.25}
+    results = {"versions": [row], "reward_accuracy": {"helpfulness": {"overall": 0.7}}}
+    (run / "results.json").write_text(json.dumps(results))
+    (run / "manifests").mkdir()
+    inputs = {f"{run}/v1/reward_safety/last.ckpt": judge, "other": "input"}
+    (run / "manifests/compare.json").write_text(json.dumps({"inputs": inputs}))
+    if "pool_all" in str(run):  # six looks, of which the last five count
+        (run / "v0/ppo/metrics").mkdir(parents=True)
+        looks = "".join(f"{step},{0.9 if step == 0 else 0.2}\n" for step in range(6))
+        (run / "v0/ppo/metrics/metrics.csv").write_text(f"step,ppo/kl\n{looks}")
+
+
 def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,23 +133,8 @@ def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
         shares.append(args[3].partition("=")[2])
         ran.append(config)
         gold = {"pool_all": 0.8, "pool_previous": 0.6}[Path(args[2]).parent.name] + config["seed"] / 10
-        row = {
-            "version": "v0",
-            "gold": {"mean": gold},
-            "reward": {"mean": 1.0},
-            "gap": None,
-            "forgetting": 0.25,
-        }
-        results = {"versions": [row], "reward_accuracy": {"helpfulness": {"overall": 0.7}}}
         run = Path(args[2].partition("=")[2])
-        (run / "results.json").write_text(json.dumps(results))
-        (run / "manifests").mkdir()
-        judge = {f"{run}/v1/reward_safety/last.ckpt": judges.get(run.parent.name, "same"), "other": "input"}
-        (run / "manifests/compare.json").write_text(json.dumps({"inputs": judge}))
-        if "pool_all" in str(run):  # six looks, of which the last five count
-            (run / "v0/ppo/metrics").mkdir(parents=True)
-            looks = "".join(f"{step},{0.9 if step == 0 else 0.2}\n" for step in range(6))
-            (run / "v0/ppo/metrics/metrics.csv").write_text(f"step,ppo/kl\n{looks}")
+        pretend_run(run, gold, judges.get(run.parent.name, "same"))
 
     monkeypatch.setattr(study_module, "execute", loop)
     arms = {"pool_all": {"sampling": {"pool": "all"}}, "pool_previous": {"sampling": {"pool": "previous"}}}
