@@ -219,7 +219,7 @@ def _check(number: signal.Signals, ranks: list[int], statuses: list[int]) -> Non
 
 
 def _moment(out: Path) -> str:
-    if any(out.rglob(".*.tmp")):
+    if any(out.rglob(".*.tmp")) or any(out.glob(".*.saving")):
         return "inside a save"
     saved = any(out.glob("last.ckpt*")) or any(out.glob("batch-*"))
     return "training" if saved else "before the first checkpoint"

@@ -25,4 +25,4 @@ def test_every_test_that_a_document_names_exists(document: str, least: int) -> N
 
 def test_every_case_has_a_row_in_order() -> None:
     rows = re.findall(r"^\| (\d+) \|", (ROOT / "docs/faults.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert [int(row) for row in rows] == [number for number in range(1, 31) if number != 20]
+    assert [int(row) for row in rows] == list(range(1, 31))
