@@ -56,21 +56,28 @@ def training_step(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> S
     return step
 
 
+def our_training(config: ModelConfig, tokens: torch.Tensor) -> Step:
+    """One training step of ours on rows (B, T)."""
+    model, mask = LanguageModel(config), torch.ones_like(tokens, dtype=torch.bool)
+    mask[:, 0] = False
+
+    def loss() -> torch.Tensor:
+        total, count = next_token_loss_from_hidden(model.hidden(tokens), model.head, tokens, mask)
+        return total / count
+
+    return training_step(model, loss)
+
+
+def their_training(config: ModelConfig, tokens: torch.Tensor) -> Step:
+    """The same of transformers."""
+    model = twin(config)
+    return training_step(model, lambda: model(input_ids=tokens, labels=tokens, use_cache=False).loss)
+
+
 def training(config: ModelConfig, rows: int, length: int) -> tuple[Step, Step, int]:
     """One training step of ours and of transformers, and its tokens."""
     tokens = torch.randint(3, config.vocab_size, (rows, length))
-    mask = torch.ones_like(tokens, dtype=torch.bool)
-    mask[:, 0] = False
-    ours, theirs = LanguageModel(config), twin(config)
-
-    def our_loss() -> torch.Tensor:
-        total, count = next_token_loss_from_hidden(ours.hidden(tokens), ours.head, tokens, mask)
-        return total / count
-
-    def their_loss() -> torch.Tensor:
-        return theirs(input_ids=tokens, labels=tokens, use_cache=False).loss
-
-    return training_step(ours, our_loss), training_step(theirs, their_loss), tokens.numel()
+    return our_training(config, tokens), their_training(config, tokens), tokens.numel()
 
 
 def sampling(config: ModelConfig, rows: int, prompt: int, new: int) -> tuple[Step, Step, int]:

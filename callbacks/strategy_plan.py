@@ -17,7 +17,7 @@ Precision = Literal["bf16-mixed", "bf16-true", "32-true"]
 GIB = 2**30
 # Our choice: a tenth of a device is left to the CUDA context, NCCL's buffers and fragmentation.
 USABLE_SHARE = 0.9
-LOSS_CHUNK = 2048  # positions whose logits exist at a time, as in objectives.language
+LOSS_CHUNK = 1024  # positions whose logits exist at a time, as in objectives.language
 
 
 class Shape(NamedTuple):

@@ -51,7 +51,11 @@ class Embedding(nn.Embedding):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) in fp32, cast back, then times the gain: the order of Meta's code."""
+    """x / rms(x) in fp32, cast back, then times the gain: the order of Meta's code.
+
+    Under autocast the result has the type of the matrix products: each of the two or three matrices that read it
+    would otherwise make, and keep for the backward pass, a copy of its own.
+    """
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -65,7 +69,11 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight.to(x.dtype)
+        scaled, device = normed.to(x.dtype) * self.weight.to(x.dtype), x.device.type
+        # The meta device has no autocast.
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return scaled.to(torch.get_autocast_dtype(device))
+        return scaled
 
 
 class RoPE(nn.Module):

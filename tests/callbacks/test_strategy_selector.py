@@ -73,7 +73,7 @@ def test_7b_on_eight_80_gb_devices_is_fsdp2_without_checkpointing() -> None:
     # embedding and head 2 x 32,000 x 4096, two blocks of (N - those) / 32; bf16 weights 2, fp32 gradients 4 bytes
     root = 2 * 32_000 * 4096
     assert choice.memory.working == 6 * (root + (N_7B - root) / 16)
-    assert choice.memory.logits == 2048 * 32_000 * 12
+    assert choice.memory.logits == 1024 * 32_000 * 12
 
 
 def test_checkpointing_keeps_block_inputs_and_one_block() -> None:

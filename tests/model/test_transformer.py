@@ -267,6 +267,15 @@ def test_rms_norm_rounds_to_its_inputs_type_before_the_gain() -> None:
     assert not torch.equal(norm(x), (wide * gain.float()).bfloat16())  # the other order rounds otherwise
 
 
+def test_rms_norm_gives_matrix_products_under_autocast_what_they_would_make_of_it() -> None:
+    norm, matrix, x = RMSNorm(64, eps=1e-5), layers.Linear(64, 8), torch.randn(4, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        given = norm(x)
+        assert given.dtype == torch.bfloat16
+        assert torch.equal(matrix(given), matrix(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)))
+    assert norm(x).dtype == torch.float32
+
+
 def test_a_meta_model_is_initialised_by_the_parts_that_own_tensors_in_any_order() -> None:
     # Lightning visits parents first and asks only modules with parameters or buffers of their own.
     with torch.device("meta"):

@@ -159,3 +159,12 @@ def test_temperature_divides_the_logits():
     assert got[0, 1].item() == pytest.approx(math.log(0.9), abs=1e-6)
     # -(0.9 ln 0.9 + 0.1 ln 0.1) = 0.0948245 + 0.2302585
     assert entropy[0, 1].item() == pytest.approx(0.325083, abs=1e-5)
+
+
+def test_going_back_twice_over_one_loss_is_refused():
+    # its gradients are scaled in place
+    hidden, head, tokens, mask = random_case()
+    loss, _ = language.next_token_loss_from_hidden(hidden, head, tokens, mask)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
