@@ -1,0 +1,168 @@
+"""PPO on two processes over gloo: the iteration is that of one process with the whole batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# One script for both trainings: starting two processes takes longer than all of them.
+SCRIPT = '''
+import json
+import os
+import sys
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from llama2_pl.callbacks import PPODoctor
+from llama2_pl.data.batches import PromptBatch
+from llama2_pl.generation.sampler import Rollout
+from llama2_pl.modules import PPOModule, PretrainModule, RewardModule
+
+folder, tokenizer = sys.argv[1:]
+backbone = dict(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=290, multiple_of=16, max_seq_len=32)
+randperm = torch.randperm
+# Minibatches of 4 are these rows of each rank: those of one process are their union, in the same order.
+ROWS = {0: [0, 1, 2, 3], 1: [4, 5, 6, 7], None: [0, 1, 4, 5, 2, 3, 6, 7]}
+PROMPTS = [[1, *range(10 + i, 12 + i + i % 3)] for i in range(8)]
+
+
+def answered(prompts):
+    """An answer that depends on its prompt alone; rank 1's are longer, and those of even length end."""
+    tokens, mask = torch.zeros(len(prompts), 20, dtype=torch.long), torch.zeros(len(prompts), 20).bool()
+    lengths, finished = [], []
+    for n, ids in enumerate(prompts):
+        new = 2 + ids[1] % 8
+        answer = torch.randint(3, 290, (new,), generator=torch.Generator().manual_seed(ids[1]))
+        if new % 2 == 0:
+            answer[-1] = 2
+        tokens[n, : len(ids) + new] = torch.cat([torch.tensor(ids), answer])
+        mask[n, len(ids) : len(ids) + new] = True
+        lengths.append(len(ids) + new)
+        finished.append(new % 2 == 0)
+    return Rollout(
+        tokens, mask, torch.zeros(tokens.shape), finished=torch.tensor(finished), lengths=torch.tensor(lengths)
+    )
+
+
+class Planted(PPOModule):
+    """The first iteration learns from given answers in a given order; the others sample."""
+
+    def configure_optimizers(self):
+        """SGD: Adam would hide the gradient's size."""
+        return torch.optim.SGD(self.parameters(), lr=0.2)
+
+    def sample(self, prompts, generator):
+        return answered(prompts) if self.iteration == 0 else super().sample(prompts, generator)
+
+    def learn(self, experience, generator):
+        torch.randperm = (lambda n, generator: torch.arange(n)) if self.iteration == 0 else randperm
+        return super().learn(experience, generator)
+
+
+class Data(L.LightningDataModule):
+    """Rank 0 has the first half of the prompts; in the second iteration all ranks have the same."""
+
+    def train_dataloader(self):
+        rows = ROWS[self.trainer.global_rank if self.trainer.world_size > 1 else None]
+        index = torch.tensor(rows)
+        batches = [PromptBatch([PROMPTS[i] for i in rows], index % 3 == 0, index)]
+        batches.append(PromptBatch(PROMPTS[:4], torch.arange(4) % 3 == 0, torch.arange(4)))
+        return torch.utils.data.DataLoader(batches, batch_size=None, collate_fn=lambda b: b)
+
+
+class Save(L.Callback):
+    """The weights after each iteration, what was logged and what was sampled, from each rank."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        kept = {
+            "weights": {name: value.clone() for name, value in module.state_dict().items()},
+            "metrics": {name: value.item() for name, value in trainer.callback_metrics.items()},
+            "tokens": module.last_iteration.rollout.tokens,
+        }
+        torch.save(kept, f"{folder}/{self.kind}_{trainer.global_rank}_{batch_idx}.pt")
+
+
+def train(kind, strategy, devices):
+    files = {name: f"{folder}/{name}.ckpt" for name in ("policy", "helpfulness_reward", "safety_reward")}
+    module = Planted(
+        **files, tokenizer=tokenizer, max_new_tokens=10, minibatch_size=4, epochs=2, max_grad_norm=100.0,
+        beta=0.3, value_coefficient=1.0, value_clip=None,
+    )
+    doctor = PPODoctor(dirpath=f"{folder}/{kind}", stop=False)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=devices, strategy=strategy, max_epochs=1, use_distributed_sampler=False,
+        callbacks=[doctor, Save(kind)], logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, log_every_n_steps=1,
+    )
+    trainer.fit(module, datamodule=Data())
+
+
+if __name__ == "__main__":
+    if "LOCAL_RANK" not in os.environ:  # Lightning runs this file again as rank 1, with LOCAL_RANK
+        L.seed_everything(0, verbose=False)
+        for name in ("policy", "helpfulness_reward", "safety_reward"):
+            start = (PretrainModule if name == "policy" else RewardModule)(backbone)
+            start.configure_model()
+            content = {"state_dict": start.state_dict(), "hyper_parameters": dict(start.hparams)}
+            torch.save(content, f"{folder}/{name}.ckpt")
+        train("one", "auto", 1)
+    train("two", DDPStrategy(process_group_backend="gloo"), 2)
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer_path) -> Path:
+    folder = tmp_path_factory.mktemp("two_processes")
+    (folder / "train.py").write_text(SCRIPT)
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "train.py", str(folder), tokenizer_path]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_an_iteration_of_two_processes_is_that_of_one(folder):
+    expected, found, start = (
+        torch.load(folder / name) for name in ("one_0_0.pt", "two_0_0.pt", "policy.ckpt")
+    )
+    moved = [
+        (expected["weights"][f"policy{name.removeprefix('model')}"] - value).abs().max()
+        for name, value in start["state_dict"].items()
+    ]
+    assert max(moved) > 1e-3
+    for name, value in expected["weights"].items():
+        torch.testing.assert_close(
+            found["weights"][name], value, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    for name in ("reward", "helpfulness", "kl", "response_length", "eos_rate", "tokens"):
+        assert found["metrics"][f"ppo/{name}"] == pytest.approx(
+            expected["metrics"][f"ppo/{name}"], rel=1e-4, abs=1e-5
+        )
+
+
+def test_the_doctor_sees_the_batch_of_all_ranks(folder):
+    one, two = (
+        json.loads((folder / kind / "doctor.jsonl").read_text().splitlines()[0])["numbers"]
+        for kind in ("one", "two")
+    )
+    for name in ("eos_rate", "length", "kl", "reward_mean", "reward_square", "whitening_error", "branch_tagged"):
+        assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
+
+
+def test_ranks_draw_their_own_answers_and_keep_one_set_of_weights(folder):
+    ranks = [torch.load(folder / f"two_{rank}_1.pt") for rank in (0, 1)]
+    assert ranks[0]["tokens"].shape != ranks[1]["tokens"].shape or not torch.equal(
+        ranks[0]["tokens"], ranks[1]["tokens"]
+    )  # the same prompts
+    for name, value in ranks[0]["weights"].items():
+        assert torch.equal(ranks[1]["weights"][name], value), name
