@@ -125,9 +125,10 @@ class PPODoctor(L.Callback):
         hp = cast(Any, pl_module.hparams)
         rollout, mask = iteration.rollout, iteration.rollout.response_mask
         numbers = measure.prompt_numbers(batch.prompts, self._tokenizer.bos_id)
+        numbers |= measure.prompt_errors(batch.prompts, rollout)
         numbers |= measure.rollout_numbers(rollout, self._tokenizer.eos_id)
         numbers |= measure.mask_numbers(batch.prompts, rollout, iteration.experience.mask, hp["truncated"])
-        numbers |= measure.distance_numbers(iteration, mask, hp["temperature"])
+        numbers |= measure.distance_numbers(iteration, mask)
         numbers |= measure.reward_numbers(
             iteration, batch.is_safety, hp["beta"], hp["truncated"], hp["safety_threshold"]
         )

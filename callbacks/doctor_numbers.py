@@ -37,6 +37,12 @@ def rollout_numbers(rollout: Any, eos_id: int) -> Numbers:
     return numbers | ({"repeated_text": _mean(repeats)} if repeats else {})
 
 
+def prompt_errors(prompts: Sequence[Sequence[int]], rollout: Any) -> Numbers:
+    """Share of the rows that do not start with their batch's prompt: a small step hides nothing from this."""
+    rows = zip(prompts, rollout.tokens.tolist(), strict=True)
+    return {"prompt_errors": _mean(row[: len(ids)] != list(ids) for ids, row in rows)}
+
+
 def repeated_share(ids: Sequence[int], n: int = 4) -> float | None:
     """Share of an answer's n-grams that stood in it before; None where it has fewer than two."""
     grams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
@@ -53,7 +59,7 @@ def mask_numbers(prompts: Sequence[Sequence[int]], rollout: Any, mask: Tensor, t
     return {"mask_errors": (mask.bool() != expected).any(1).float().mean().item()}
 
 
-def distance_numbers(iteration: Any, mask: Tensor, temperature: float) -> Numbers:
+def distance_numbers(iteration: Any, mask: Tensor) -> Numbers:
     """KL to the reference, how it is paid for, and the sampler's opinion of its own tokens."""
     judgement, shaped = iteration.judgement, iteration.experience.rewards
     kl = kl_estimate(judgement.logprobs, judgement.reference) * mask
@@ -68,10 +74,9 @@ def distance_numbers(iteration: Any, mask: Tensor, temperature: float) -> Number
     if inner.sum() > 1 and kl[inner].var() > 1e-12 and shaped[inner].abs().max() > 0:
         centred = kl[inner] - kl[inner].mean()
         numbers["penalty_slope"] = -((centred * shaped[inner]).sum() / centred.square().sum()).item()
-    if temperature == 1:
-        gap = (iteration.rollout.logprobs - judgement.logprobs).abs()
-        numbers["sampler_gap"] = masked_mean(gap, mask).item()
-    return numbers
+    # Both at temperature 1, whatever the answers were sampled at.
+    gap = (iteration.rollout.logprobs - judgement.at_one).abs()
+    return numbers | {"sampler_gap": masked_mean(gap, mask).item()}
 
 
 def reward_numbers(

@@ -40,8 +40,8 @@ class Limits:
             is left: 1e-5 in fp32, else 1e-3.
         ratio_max: of that minibatch's largest ratio from 1; None: a hundred times the limit of the mean, since one
             token's rounding does not average out.
-        sampler_gap: mean |log-probability at sampling - log-probability in training| of a token. Cached decoding
-            rounds differently: 1e-3 in fp32; 0.1 else, ten times what we saw in bf16.
+        sampler_gap: mean |log-probability at sampling - log-probability in training| of a token, both at
+            temperature 1. Cached decoding rounds differently: 1e-3 in fp32; 0.1 else, ten times what we saw in bf16.
         start_kl: KL per token in the first iteration, when policy and reference are the same network: rounding.
         noise: standard errors. Batches are many, and 5 happen by chance in fewer than one of a million.
         kl: nats per answer. An answer e^30 times likelier than at the start is like none of those rated.
@@ -169,6 +169,11 @@ RULES = (
         "stale_rollouts", "fatal", "sampler_gap", "above", "sampler_gap",
         "the log-probabilities of sampling and of training differ by {value:.3g} per token: another policy sampled",
         "sample inside the iteration that learns from it, with the current weights; drop cached casts and old buffers",
+    ),
+    Rule(
+        "foreign_prompts", "fatal", "prompt_errors", "above", 0.0,
+        "{value:.0%} of the rows start with another prompt than the batch's: answers of an earlier iteration",
+        "sample inside the iteration that learns from it, for the prompts of its own batch, and keep no buffer",
     ),
     Rule(
         "repeated_rollouts", "fatal", "repeat_logprob", "below", "repeats",

@@ -24,6 +24,9 @@ class Judgement(NamedTuple):
     reference: Tensor  # log-probabilities under the starting policy
     values: Tensor
     entropy: Tensor
+    at_one: (
+        Tensor  # log-probabilities at temperature 1, as the sampler notes them; nothing is learned from them
+    )
 
 
 class Experience(NamedTuple):
@@ -86,9 +89,14 @@ def judge(
     """
     parts = []
     for tokens, mask in zip(rollout.tokens.split(batch), rollout.response_mask.split(batch), strict=True):
-        logprobs, entropy = policy_logprobs(policy, tokens, mask, temperature)
+        hidden = policy.hidden(tokens)
+        logprobs, entropy = token_logprobs_from_hidden(hidden, policy.head, tokens, mask, temperature)
+        at_one = logprobs
+        if temperature != 1:
+            at_one, _ = token_logprobs_from_hidden(hidden, policy.head, tokens, mask)
         reference_logprobs, _ = policy_logprobs(reference, tokens, mask, temperature)
-        parts.append(Judgement(logprobs, reference_logprobs, state_values(value, tokens, mask), entropy))
+        values = state_values(value, tokens, mask)
+        parts.append(Judgement(logprobs, reference_logprobs, values, entropy, at_one))
     return Judgement(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 

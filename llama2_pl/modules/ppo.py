@@ -290,10 +290,9 @@ class PPOModule(PolicyModule):
             "entropy": ppo.masked_mean(judgement.entropy, mask),
             "response_length": mask.sum(1).float().mean(),
             "eos_rate": rollout.finished.float().mean(),
-        }
-        if self.hparams["temperature"] == 1:
             # What the sampler says of its own tokens: apart from rounding it must agree.
-            measured["sampler_gap"] = ppo.masked_mean((rollout.logprobs - judgement.logprobs).abs(), mask)
+            "sampler_gap": ppo.masked_mean((rollout.logprobs - judgement.at_one).abs(), mask),
+        }
         self.log_dict(
             {f"{stage}/{name}": value for name, value in measured.items() if not value.isnan()},
             batch_size=len(mask),

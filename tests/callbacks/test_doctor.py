@@ -176,6 +176,17 @@ def test_each_planted_fault_is_named_with_a_way_out(files, fault):
     assert any(part in rule.meaning for part in words.split("|")) and rule.advice
 
 
+def test_stale_rollouts_of_a_policy_that_hardly_moved_are_seen_by_their_prompts(files):
+    doctor = fit(files, kind=StaleRollouts, lr=1e-6)
+    assert doctor.seen["foreign_prompts"] == ITERATIONS - 1 and doctor.seen["stale_rollouts"] == 0
+
+
+def test_the_sampler_is_compared_at_any_temperature(files):
+    assert fit(files, kind=StaleRollouts, lr=0.05, temperature=0.7).seen["stale_rollouts"] > 0
+    sound = fit(files, lr=0.05, temperature=0.7)
+    assert sound.seen["stale_rollouts"] == sound.seen["foreign_prompts"] == 0
+
+
 @pytest.mark.parametrize("truncated", ["score", "penalise", "drop"])
 def test_a_sound_run_has_no_finding_that_a_bug_would_cause(files, truncated, tmp_path):
     doctor = fit(files, truncated=truncated, doctor=PPODoctor(stop=True, dirpath=str(tmp_path)))

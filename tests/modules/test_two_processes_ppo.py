@@ -155,7 +155,15 @@ def test_the_doctor_sees_the_batch_of_all_ranks(folder):
         json.loads((folder / kind / "doctor.jsonl").read_text().splitlines()[0])["numbers"]
         for kind in ("one", "two")
     )
-    for name in ("eos_rate", "length", "kl", "reward_mean", "reward_square", "whitening_error", "branch_tagged"):
+    for name in (
+        "eos_rate",
+        "length",
+        "kl",
+        "reward_mean",
+        "reward_square",
+        "whitening_error",
+        "branch_tagged",
+    ):
         assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
 
 
