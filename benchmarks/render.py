@@ -28,16 +28,50 @@ def demo_table(results: dict, seconds: float) -> str:
             f"gold score, best of {best['n']} against the median sample",
             f"{best['best']:.3f} / {best['median']:.3f}",
         ),
-        *(
-            (f"gold score, {name}", f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
-            for name, row in results["gold"].items()
-        ),
+        *((f"gold score, {name}", interval(row)) for name, row in results["gold"].items()),
         *((f"preferred by the gold score, {name}", share(row)) for name, row in results["win_rate"].items()),
         *((f"instruction kept at turn 4, {name} Ghost Attention", share(row)) for name, row in held.items()),
     ]
     lines = "\n".join(f"| {name} | {value} |" for name, value in rows)
     return (
         f"`make demo`, from [docs/runs/demo](docs/runs/demo) (95 % intervals):\n\n| | |\n|---|---|\n{lines}\n"
+    )
+
+
+def study_table(study: dict) -> str:
+    """V1 to V5 of `llama2-pl rlhf study`, over its seeds, from docs/runs/study/study.json."""
+    keys = ("gold", "reward", "gap")
+    lines = [
+        f"| {row['version']} | " + " | ".join(interval(row[key]) if key in row else "" for key in keys) + " |"
+        for row in study["rows"]
+        if row["arm"] == "pool_all"
+    ]
+    head = (
+        f"`llama2-pl rlhf study`, {len(study['seeds'])} seeds, from [docs/runs/study](docs/runs/study) (95 % intervals "
+        "over seeds; rewards by the last version's models; gap: how much more the reward rose than the gold score, in "
+        "standard deviations):"
+    )
+    columns = ["| version | gold score | reward | Goodhart gap |", "|---|---|---|---|"]
+    return "\n".join(["", head, "", *columns, *lines, ""])
+
+
+def interval(row: dict) -> str:
+    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def gatt_table(results: dict) -> str:
+    """`llama2-pl gatt study`, from docs/runs/gatt/results.json."""
+    turns = list(results["gatt"]["with"])
+    lines = [
+        f"| {name} | " + " | ".join(share(results["gatt"][name][turn]) for turn in turns) + " |"
+        for name in ("without", "with")
+    ]
+    head = (
+        "`llama2-pl gatt study`, the instruction of turn 1 still kept, from [docs/runs/gatt](docs/runs/gatt):"
+    )
+    columns = " | ".join(f"turn {turn}" for turn in turns)
+    return "\n".join(
+        ["", head, "", f"| Ghost Attention | {columns} |", "|---|" + "---|" * len(turns), *lines, ""]
     )
 
 
@@ -60,7 +94,11 @@ def main() -> None:
     seconds = sum(json.loads((run / "seconds.json").read_text(encoding="utf-8")).values())
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    body = f"{MARKS[0]}\n\n{demo_table(results, seconds)}{benchmark_table()}\n{MARKS[1]}"
+    runs = ROOT / "docs" / "runs"
+    study = json.loads((runs / "study" / "study.json").read_text(encoding="utf-8"))
+    gatt = json.loads((runs / "gatt" / "results.json").read_text(encoding="utf-8"))
+    tables = [demo_table(results, seconds), study_table(study), gatt_table(gatt), benchmark_table()]
+    body = f"{MARKS[0]}\n\n{''.join(tables)}\n{MARKS[1]}"
     pattern = re.escape(MARKS[0]) + r"(.*?" + re.escape(MARKS[1]) + ")?"
     readme.write_text(re.sub(pattern, lambda _: body, text, count=1, flags=re.DOTALL), encoding="utf-8")
 
