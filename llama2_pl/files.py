@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,11 +61,25 @@ class Lock:
     left_by: str = ""
 
     def release(self) -> None:
-        """Remove the file and let go; a second call does nothing."""
-        if self.descriptor >= 0:
+        """Remove the file and let go; a second call does nothing, nor one in a forked child."""
+        if self.descriptor in _held:
             self.path.unlink(missing_ok=True)
+            _held.remove(self.descriptor)
             os.close(self.descriptor)
-            self.descriptor = -1
+        self.descriptor = -1
+
+
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    """In a forked child: a loader's worker outlives its killed parent by seconds, and would hold the lock so long."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def lock(path: str | Path) -> Lock | None:
@@ -94,7 +109,9 @@ def lock(path: str | Path) -> Lock | None:
     left_by = os.read(descriptor, 1000).decode(errors="replace").strip()
     os.ftruncate(descriptor, 0)
     os.lseek(descriptor, 0, os.SEEK_SET)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, since {since},".encode())
+    _held.add(descriptor)
     return Lock(path, descriptor, left_by)
 
 

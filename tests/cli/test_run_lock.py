@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,23 +18,26 @@ from llama2_pl.files import Busy, lock
 from llama2_pl.rlhf.stages import Stage, run_stages
 
 HOLD = """
-import sys, time
+import os, sys, time
 from llama2_pl.files import lock
 held = lock(sys.argv[1])
-print("held", flush=True)
+if os.fork():  # the child is as a loader's worker, which outlives a killed parent
+    print("held", flush=True)
 time.sleep(60)
 """
 
 
 @pytest.fixture
 def holder(tmp_path: Path):
-    """Another process that holds the lock of tmp_path/run."""
+    """Another process, with a child, that holds the lock of tmp_path/run."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", HOLD, str(tmp_path / ".run.lock")]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     yield process
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
