@@ -233,7 +233,7 @@ def _gold(results: dict) -> str:
     lead = (
         "The gold score is the oracle's judgement, which the reward models never saw except as noisy ratings."
     )
-    kinds = results.get("gold_by_kind", {})
+    kinds = results.get("gold_by_kind") or results.get("gold_by_prompt", {})
     names = sorted({kind for row in kinds.values() for kind in row})
     lines = [[_name(model), *(row.get(kind) for kind in names)] for model, row in kinds.items()]
     return page.section(
@@ -277,10 +277,16 @@ def _commands(run: Path) -> str:
     if not manifests:
         return ""
     parts = [
-        f"<p class='soft'>{name}, {manifest['seconds']:.0f} s</p>" + page.code(manifest["shell"])
+        f"<p class='soft'>{name}, {manifest['seconds']:.0f} s{_attempts(manifest)}</p>"
+        + page.code(manifest["shell"])
         for name, manifest in manifests.items()
     ]
     return page.section("Commands", "Each stage, exactly as it can be typed again.", *parts)
+
+
+def _attempts(manifest: dict) -> str:
+    count = manifest.get("attempts", 1)
+    return f" in the last of {count} attempts" if count > 1 else ""
 
 
 def _manifests(run: Path) -> dict[str, dict]:

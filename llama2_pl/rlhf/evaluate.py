@@ -208,7 +208,7 @@ def compare_models(
     kinds = {"helpfulness prompts": ~is_safety, "safety prompts": is_safety}
     return results | {
         "gold": {name: bootstrap(scores.mean(1)) for name, scores in gold.items()},
-        "gold_by_kind": {
+        "gold_by_prompt": {
             name: {kind: scores[mask].mean().item() for kind, mask in kinds.items() if mask.any()}
             for name, scores in gold.items()
         },

@@ -29,6 +29,7 @@ def take_over(run: Path, stage: Stage, others: Sequence[Path]) -> Path | None:
         if here["command"] == list(stage.command) and _same_inputs(stage, here, run, other):
             for path in stage.outputs:
                 _link_all(moved(path, run, other), path)
+            _copy_curves(other / stage.name, run / stage.name)
             now = record_of(stage, inputs=stage.inputs, outputs=stage.outputs)
             write_json(manifest_path(run, stage), {**here, **now, "made_in": str(other)})
             return other
@@ -59,6 +60,18 @@ def _link_all(source: str, target: str) -> None:
     """An output and what lies beside it under its name (a checkpoint's hash)."""
     for path in (Path(source), *Path(source).parent.glob(f"{Path(source).name}.*")):
         link(path, Path(target).parent / path.name)
+
+
+def _copy_curves(source: Path, target: Path) -> None:
+    """What the report draws of a stage. Copies: a stage made again here must not write into the other run's files.
+
+    Not the carbon ledger: the energy was spent there.
+    """
+    if (source / "metrics").is_dir():
+        shutil.copytree(source / "metrics", target / "metrics", dirs_exist_ok=True)
+    if (source / "doctor.jsonl").is_file():
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / "doctor.jsonl", target / "doctor.jsonl")
 
 
 def link(source: Path, target: Path) -> None:

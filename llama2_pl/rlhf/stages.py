@@ -1,8 +1,9 @@
 """A recipe is a list of stages; a stage is a `llama2-pl` command with declared inputs and outputs.
 
 A finished stage leaves a manifest `<run>/manifests/<stage>.json` with the command, the hash of every input and output,
-the seconds it took, and the tokens and energy that it counted. A second run skips each stage whose manifest still
-matches. One that no longer matches is made again (a recipe), or refused with the file that changed (`rlhf`).
+the seconds of the last of its `attempts` (a killed one leaves none), and the tokens and energy that all of them
+counted. A second run skips each stage whose manifest still matches. One that no longer matches is made again (a
+recipe), or refused with the file that changed (`rlhf`).
 """
 
 from __future__ import annotations
@@ -181,6 +182,7 @@ def run_stage(run: Path, stage: Stage, execute: Callable[[list[str]], None]) -> 
             f"stage {stage.name}: input {missing[0]} is missing; run the stage that makes it first"
         )
     begun = record_of(stage, inputs=stage.inputs)
+    begun["attempts"] = 1 + _attempts(started_path(run, stage))
     manifest_path(run, stage).unlink(missing_ok=True)
     write_json(started_path(run, stage), begun)
     started = time.monotonic()
@@ -196,6 +198,11 @@ def run_stage(run: Path, stage: Stage, execute: Callable[[list[str]], None]) -> 
     write_json(manifest_path(run, stage), manifest | spent(run / stage.name))
     started_path(run, stage).unlink()
     return seconds
+
+
+def _attempts(started: Path) -> int:
+    """How often the unfinished stage was begun before."""
+    return json.loads(started.read_text(encoding="utf-8")).get("attempts", 1) if started.exists() else 0
 
 
 def run_stages(

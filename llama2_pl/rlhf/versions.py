@@ -137,6 +137,7 @@ def choose_checkpoint(
         "sha256": fingerprint(best),
         "candidates": {path: means(found) for path, found in heard.items()},
         "previous": means(rival),
+        "win_rate_on": "the prompts that chose the checkpoint, so too high; see results.json for others",
         "win_rate": {"reward": win_rate(heard[best].reward, rival.reward)},
     }
     if (gold := heard[best].gold) is not None and rival.gold is not None:
@@ -145,6 +146,7 @@ def choose_checkpoint(
     write_json(Path(out) / "choice.json", result)
     for judge, row in result["win_rate"].items():
         print(f"{best}: preferred by the {judge} {row['mean']:.1%} [{row['low']:.1%}, {row['high']:.1%}]")
+    print("(on the prompts that chose it, so too high)")
 
 
 def compare_versions(

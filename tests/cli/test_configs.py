@@ -22,6 +22,7 @@ FAMILY = {
     "rejection_sampling_sft": "sft",
     "reward_helpfulness": "reward",
     "reward_safety": "reward",
+    "reward_general": "reward",
     "ppo": "ppo",
     # the policy's file knows its size
     "rejection_sampling": None,
@@ -66,6 +67,19 @@ def test_every_size_of_a_stage_parses(stage: str) -> None:
 def test_every_stage_parses_with_the_trainers_of_gpus(trainer: str) -> None:
     for stage in ("pretrain", "ppo"):
         assert composed(stage, "7B", trainer)["trainer"]["accelerator"] == "gpu"
+
+
+def test_the_general_reward_model_shares_no_data_and_no_seed_with_those_that_ppo_trains_against() -> None:
+    general, others = (
+        composed("reward_general", "7B"),
+        [composed(f"reward_{k}", "7B") for k in ("helpfulness", "safety")],
+    )
+    data = general["data"]["init_args"]
+    assert data["kind"] == "all" and data["safety"] is None
+    for other in others:
+        used = other["data"]["init_args"]
+        assert data["helpful"] not in (used["helpful"], used["safety"]) and data["seed"] != used["seed"]
+        assert general["seed_everything"] != other["seed_everything"]
 
 
 def test_compiled_blocks_come_after_another_trainer() -> None:

@@ -218,7 +218,7 @@ def test_a_model_against_itself_ties_everywhere(results: dict) -> None:
 def test_the_gold_score_is_the_mean_over_its_kinds(run: Run, results: dict) -> None:
     safety = sum(row["is_safety"] for row in rows(run.data / "prompts/val.jsonl"))
     for name, row in results["gold"].items():
-        kinds, count = results["gold_by_kind"][name], row["count"]
+        kinds, count = results["gold_by_prompt"][name], row["count"]
         mean = (kinds["safety prompts"] * safety + kinds["helpfulness prompts"] * (count - safety)) / count
         assert row["mean"] == pytest.approx(mean)
         assert 0.0 <= row["low"] <= row["mean"] <= row["high"] <= 1.0
@@ -286,7 +286,7 @@ def test_prompts_without_a_task_are_judged_by_the_reward_models_alone(run: Run, 
 def test_a_kind_of_prompt_that_was_not_asked_has_no_mean(run: Run, tmp_path: Path) -> None:
     asked = [row for row in rows(run.data / "prompts/val.jsonl") if not row["is_safety"]]
     results = few(run, tmp_path, asked)
-    assert [set(row) for row in results["gold_by_kind"].values()] == [{"helpfulness prompts"}] * 2
+    assert [set(row) for row in results["gold_by_prompt"].values()] == [{"helpfulness prompts"}] * 2
     build_report(str(tmp_path))
 
 

@@ -17,6 +17,7 @@ from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.cli import main
 from llama2_pl.data.default import write, write_default_data
 from llama2_pl.data.vocabulary import train_tokenizer_on_files
+from llama2_pl.evaluation.curves import read_curve
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.modules import RejectionSamplingModule, RewardModule
@@ -374,6 +375,8 @@ def test_what_another_run_made_with_the_same_command_and_inputs_is_linked_and_on
     for name in ("reward_safety/last.ckpt", "best_of_k/answers"):
         assert fingerprint(run / "v1" / name) == fingerprint(done / "run/v1" / name)
     assert manifest(run, "v1/best_of_k")["made_in"] == str(done / "run")
+    theirs, ours = (read_curve(out / "v1/reward_safety", "val/accuracy") for out in (done / "run", run))
+    assert theirs.y and ours == theirs
     assert str(done / "run") not in json.dumps(manifest(run, "v1/best_of_k")["command"])
     ran.clear()
     rlhf(tmp_path, config_of(start), "--until=v1/pool", "--sampling.per_prompt=2")  # it is this run's now

@@ -93,6 +93,10 @@ def test_an_interval_over_seeds_is_student_s() -> None:
         (2.0, 2 - 2.484, 2 + 2.484), abs=1e-3
     )
     assert over_seeds([1.5])["low"] is None
+    # 30 values, 29 degrees of freedom: t 2.045, sd sqrt(77.5)
+    assert over_seeds([float(n) for n in range(30)])["low"] == pytest.approx(
+        14.5 - 2.045 * (77.5 / 30) ** 0.5
+    )
 
 
 def test_overrides_go_over_the_base_mapping_by_mapping() -> None:

@@ -43,6 +43,8 @@ def test_a_killed_run_goes_on_at_the_stage_that_was_killed(tmp_path):
     again = Executor(tmp_path)
     run_stages(tmp_path, recipe(tmp_path), again, quiet)
     assert again.ran == ["b"]
+    counts = [json.loads((tmp_path / f"manifests/{name}.json").read_text())["attempts"] for name in "ab"]
+    assert counts == [1, 2]
 
 
 def test_a_changed_command_or_input_or_output_runs_the_stage_again(tmp_path):
