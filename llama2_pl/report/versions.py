@@ -16,8 +16,8 @@ def versions(run: Path, results: dict) -> str:
     lead = (
         "All versions on held-out prompts that nothing was chosen by, judged by the last reward models. Gap: how much "
         "more the reward rose since the start than the gold score, both in standard deviations of the start's answers. "
-        "Forgetting: how far a version is below the best earlier one, the mean over kinds of tasks; noise alone makes it "
-        "positive, so compare it with that of another arm and not with 0."
+        "Forgetting: how far a version is below the best earlier one, the mean over kinds of tasks; noise alone makes "
+        "it positive, so compare it with that of another arm and not with 0."
     )
     parts = [_table(results, rows), page.row(*_score_charts(rows), *_accuracy_charts(run, rows))]
     return page.section("Versions", lead, *parts, _lineage(rows), *_sweep(rows))

@@ -74,8 +74,8 @@ def forgetting(by_kind: Sequence[dict[str, float]]) -> list[float]:
     """For each version in order: how far it is below the best earlier one, the mean over the kinds of tasks.
 
     Llama 2 §3.2.3 saw regressions (rhyming) and gives no number. Our choice: the measure of continual learning
-    (Chaudhry et al. 2018); a kind in which it is the best so far counts 0. Biased upwards: the means are of samples, the
-    best of several noisy ones is too high, and falls count while rises do not; more so with more versions and fewer
+    (Chaudhry et al. 2018); a kind in which it is the best so far counts 0. Biased upwards: the means are of samples,
+    the best of several noisy ones is too high, and falls count while rises do not; more so with more versions and fewer
     prompts. It is for arms with as many versions on the same prompts, not for a comparison with 0.
     """
     lost = []
