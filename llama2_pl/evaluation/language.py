@@ -29,7 +29,8 @@ def perplexity(model: LanguageModel, batches: Iterable[Batch]) -> Perplexity:
     model.eval()
     try:
         for batch in batches:
-            tokens, mask, documents = (part.to(device) for part in batch)
+            tokens, mask, documents = (None if part is None else part.to(device) for part in batch)
+            assert tokens is not None and mask is not None
             hidden = model.hidden(tokens, document_ids=documents)
             loss, counted = next_token_loss_from_hidden(hidden, model.head, tokens, mask)
             total, count = total + loss.item(), count + int(counted)
