@@ -41,6 +41,10 @@ TOOLS: dict[str, Tool] = {
     "rlhf held-out": Tool(
         "llama2_pl.rlhf.versions:split_held_out", "prompts to choose by, prompts to report on"
     ),
+    "rlhf judges": Tool(
+        "llama2_pl.rlhf.judges:measure_judges",
+        "reward models on held-out pairs, and what the newest batch taught",
+    ),
     "rlhf temperature": Tool(
         "llama2_pl.rlhf.versions:tune_temperature", "the temperature with the best of K samples"
     ),

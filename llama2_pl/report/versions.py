@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llama2_pl.evaluation.curves import Curve, read_curve
 from llama2_pl.report import figures, page
+from llama2_pl.report.metrics import read_json
 
 
 def versions(run: Path, results: dict) -> str:
@@ -19,7 +20,11 @@ def versions(run: Path, results: dict) -> str:
         "Forgetting: how far a version is below the best earlier one, the mean over kinds of tasks; noise alone makes "
         "it positive, so compare it with that of another arm and not with 0."
     )
-    parts = [_table(results, rows), page.row(*_score_charts(rows), *_accuracy_charts(run, rows))]
+    parts = [
+        _table(results, rows),
+        page.row(*_score_charts(rows), *_accuracy_charts(run, rows)),
+        _judges(run, rows),
+    ]
     return page.section("Versions", lead, *parts, _lineage(rows), *_sweep(rows))
 
 
@@ -83,6 +88,27 @@ def _accuracy_charts(run: Path, rows: list[dict]) -> list[str]:
         return []
     chart = figures.curves(named, x_label="batches of ratings", y_label="accuracy", markers=tuple(named))
     return [page.figure(chart, "Reward models on the same held-out pairs, by version (as Fig. 6).")]
+
+
+def _judges(run: Path, rows: list[dict]) -> str:
+    """What each batch of ratings taught the reward models (§3.2.3), on pairs of the batch that were held out."""
+    head = [
+        "version",
+        "reward model",
+        "held-out pairs",
+        "its batch, before",
+        "its batch, after",
+        "pairs of the batch",
+    ]
+    lines = []
+    for row in rows:
+        found = read_json(run / row["version"] / "judges.json")
+        batch = found.get("batch", {})
+        for name, mine in found.get("reward_accuracy", {}).items():
+            old, new = (batch.get(when, {}).get(name, {}) for when in ("before", "after"))
+            shares = (mine["overall"], old.get("overall"), new.get("overall"))
+            lines.append([row["version"], name, *shares, new.get("pairs")])
+    return page.table(head, lines) if lines else ""
 
 
 def _lineage(rows: list[dict]) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 from llama2_pl.rlhf.settings import TRAINED, Loop
 from llama2_pl.rlhf.stages import Stage
 
+KINDS = ("helpfulness", "safety")
+
 
 def plan(loop: Loop) -> list[Stage]:
     """All stages in order."""
@@ -30,8 +32,9 @@ def plan(loop: Loop) -> list[Stage]:
     for version in range(1, loop.versions + 1):
         if loop.teacher is None:
             stages += [collect_stage(loop, version)] if loop.ratings.folder is None else []
-            stages += [reward_stage(loop, version, kind) for kind in ("helpfulness", "safety")]
+            stages += [reward_stage(loop, version, kind) for kind in KINDS]
             stages += [
+                judges_stage(loop, version),
                 temperature_stage(loop, version),
                 sampling_stage(loop, version),
                 pool_stage(loop, version),
@@ -100,6 +103,33 @@ def reward_stage(loop: Loop, version: int, kind: str) -> Stage:
         about=f"{kind} reward model on {version} batches of ratings",
         share=50,
     )
+
+
+def judges_stage(loop: Loop, version: int) -> Stage:
+    """The newest reward models on held-out pairs, and what the version's own batch of ratings taught them (§3.2.3)."""
+    out = loop.at(version, "judges.json")
+    pairs = {"helpful_pairs": loop.files.helpful_val, "safety_pairs": loop.files.safety_val}
+    batch = {kind: path for kind in KINDS if (path := loop.held_out_batch(version, kind)) is not None}
+    before = {kind: loop.judges(version - 1)[f"{kind}_reward"] for kind in KINDS} if version > 1 else None
+    command = tool(
+        "rlhf judges",
+        **loop.judges(version),
+        tokenizer=loop.files.tokenizer,
+        out=out,
+        **pairs,
+        batch=batch or None,
+        before=before if batch else None,
+    )
+    inputs = (
+        *loop.judges(version).values(),
+        *loop.files.helpful_val,
+        *loop.files.safety_val,
+        *batch.values(),
+        *((before or {}).values() if batch else ()),
+        loop.files.tokenizer,
+    )
+    about = "the reward models on held-out pairs and on those of the newest batch"
+    return Stage(f"v{version}/judges", about, command, inputs, (out,), 5)
 
 
 def temperature_stage(loop: Loop, version: int) -> Stage:

@@ -157,11 +157,16 @@ class Loop:
         """The pool that a version is fine-tuned on; with a teacher, the teacher's."""
         return str((self.teacher or self.out) / f"v{version}/pool")
 
-    def batch(self, version: int, kind: str) -> str:
+    def batch(self, version: int, kind: str, split: str = "train") -> str:
         """A version's own ratings."""
         people = self.ratings.folder
         folder = self.out / f"v{version}/ratings" if people is None else Path(people) / f"v{version}"
-        return str(folder / f"{kind}_train.jsonl")
+        return str(folder / f"{kind}_{split}.jsonl")
+
+    def held_out_batch(self, version: int, kind: str) -> str | None:
+        """A version's own held-out ratings for the "helpfulness" or "safety" model; people may keep none."""
+        path = self.batch(version, "helpful" if kind == "helpfulness" else "safety", "val")
+        return path if self.ratings.folder is None or Path(path).exists() else None
 
     def rated(self, version: int, kind: str) -> list[str]:
         """Every preference file that a version's reward models learn from."""

@@ -37,7 +37,8 @@ def study(
     Args:
         out: the study's folder; runs lie in out/<arm>/seed<n>.
         loop: config of `llama2-pl rlhf` that all arms share; packaged ones by their path below `configs/`.
-        arms: overrides by name, nested as the config is: {beta_0: {options: {ppo: {model.beta: 0.0}}}}.
+        arms: overrides by name, nested as the config is: {beta_0: {options: {ppo: {model.beta: 0.0}}}}. With
+            `until: v1/judges` an arm asks about reward models alone.
         seeds: of every arm.
         against: arms to compare, seed by seed: {beta_0: beta_0.05} reports beta_0 minus beta_0.05.
     """
@@ -122,7 +123,14 @@ BY_JUDGES = ("reward", "gap", "PPO: reward of its samples", "PPO: held-out rewar
 
 
 def measured(run: Path) -> Measured:
-    """What a finished run found: every version's answers, its PPO, and the last one's reward models."""
+    """What a finished run found: every version's answers, its PPO, and the last one's reward models.
+
+    An arm with `until: vN/judges` has reward models alone.
+    """
+    if not (run / "results.json").exists():
+        last = max(run.glob("v*/judges.json"), key=lambda path: int(path.parent.name[1:]))
+        known = _judges(json.loads(last.read_text(encoding="utf-8")))
+        return Measured({last.parent.name: _known(known)}, [])
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     manifest = json.loads((run / "manifests/compare.json").read_text(encoding="utf-8"))
     found = {}
@@ -133,11 +141,20 @@ def measured(run: Path) -> Measured:
             curve = read_curve(run / name / "ppo", key).y[-LAST:]
             known[label] = sum(curve) / len(curve) if curve else None
         if row is results["versions"][-1]:
-            known |= {label: _accuracy(results, *which) for label, which in JUDGES.items()}
-            detection = results.get("unsafe_detection", {}).get("0.5", {})
-            known |= {label: detection.get(label.removeprefix("unsafe ")) for label in UNSAFE}
-        found[name] = {key: value for key, value in known.items() if value is not None}
+            known |= _judges(results)
+        found[name] = _known(known)
     return Measured(found, [sha for path, sha in manifest["inputs"].items() if "/reward_" in path])
+
+
+def _known(found: Mapping[str, float | None]) -> dict[str, float]:
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _judges(results: Mapping[str, Any]) -> dict[str, float | None]:
+    """How good the reward models are, by the table's columns."""
+    detection = results.get("unsafe_detection", {}).get("0.5", {})
+    unsafe = {label: detection.get(label.removeprefix("unsafe ")) for label in UNSAFE}
+    return {label: _accuracy(results, *which) for label, which in JUDGES.items()} | unsafe
 
 
 def _accuracy(results: Mapping[str, Any], kind: str, rating: str | None) -> float | None:

@@ -22,7 +22,7 @@ from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.modules import RejectionSamplingModule, RewardModule
 from llama2_pl.rlhf import driver
-from llama2_pl.rlhf.evaluate import Judges
+from llama2_pl.rlhf.evaluate import Judges, load_judges, reward_models
 from llama2_pl.rlhf.stages import fingerprint
 from llama2_pl.text.tokenizer import Tokenizer
 
@@ -145,7 +145,8 @@ def manifest(run: Path, stage: str) -> dict:
     return read(run / f"manifests/{stage}.json")
 
 
-STAGES = ["ratings", "reward_helpfulness", "reward_safety", "temperature", "best_of_k", "pool", "fine_tune"]
+REWARDS = ["ratings", "reward_helpfulness", "reward_safety", "judges"]
+STAGES = [*REWARDS, "temperature", "best_of_k", "pool", "fine_tune"]
 ALL = [
     "held_out",
     *(f"v1/{name}" for name in (*STAGES, "choice")),
@@ -220,6 +221,29 @@ def test_ratings_compare_the_current_version_with_the_one_before_and_reward_data
     ]
     assert {row["batch"] for row in lines(run / "v2/ratings/helpful_train.jsonl")} == {2}
     assert config["model"]["init_args"]["init_from"] == policies[0]
+
+
+def test_reward_models_are_measured_on_the_held_out_pairs_of_the_newest_batch(
+    done: Path, start: Path
+) -> None:
+    run = done / "run"
+    for version in (1, 2):
+        found = read(run / f"v{version}/judges.json")
+        held_out = {
+            kind: lines(run / f"v{version}/ratings/{kind}_val.jsonl") for kind in ("helpful", "safety")
+        }
+        pairs = {name: row["pairs"] for name, row in found["batch"]["after"].items()}
+        wanted = {"helpfulness": len(held_out["helpful"]), "safety": len(held_out["safety"])}
+        assert pairs == {name: count for name, count in wanted.items() if count} != {}
+        assert ("before" in found["batch"]) == (version > 1)
+    # the reward models before the second batch are those of the first, on the second's pairs
+    judged = read(run / "v2/judges.json")["batch"]["before"]
+    words = [run / f"v1/reward_{kind}/last.ckpt" for kind in ("helpfulness", "safety")]
+    both = load_judges(*map(str, words), str(start / "tokenizer.model"))
+    pairs = [str(run / f"v2/ratings/{kind}_val.jsonl") for kind in ("helpful", "safety")]
+    again = reward_models(both, *([path] if Path(path).stat().st_size else [] for path in pairs))
+    for name, row in judged.items():
+        assert row["overall"] == again["reward_accuracy"][name]["overall"]
 
 
 def test_the_pool_names_where_each_answer_comes_from_and_who_judged_it(done: Path, start: Path) -> None:

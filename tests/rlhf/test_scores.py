@@ -177,11 +177,34 @@ def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
         study(str(tmp_path / "study"), "rlhf/small.yaml", arms, [1, 2], {"beta": "pool_all"})
 
 
-def test_the_packaged_study_names_arms_over_a_packaged_loop() -> None:
-    path = Path(__file__).parents[2] / "configs/rlhf/study.yaml"
+def test_an_arm_may_end_with_its_reward_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracy = {"margin_none": 0.70, "margin_small": 0.75}
+
+    def loop(args: list[str]) -> None:
+        run = Path(args[2].partition("=")[2])
+        found = {
+            "reward_accuracy": {"helpfulness": {"overall": accuracy[run.parent.name], "by_rating": {}}},
+            "unsafe_detection": {"0.5": {"recall": 0.9, "precision": None}},
+        }
+        (run / "v1").mkdir(parents=True, exist_ok=True)
+        (run / "v1/judges.json").write_text(json.dumps(found))
+
+    monkeypatch.setattr(study_module, "execute", loop)
+    arms = {name: {"until": "v1/judges"} for name in accuracy}
+    study(str(tmp_path), "rlhf/small.yaml", arms, [1, 2, 3], {"margin_none": "margin_small"})
+    written = json.loads((tmp_path / "study.json").read_text())
+    assert [row["version"] for row in written["rows"]] == ["v1", "v1"]
+    assert written["rows"][0]["unsafe recall"]["mean"] == pytest.approx(0.9)
+    assert "unsafe precision" not in written["rows"][0]
+    assert written["differences"][0]["helpfulness accuracy"]["mean"] == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize("name", ["study", "reward_study"])
+def test_the_packaged_study_names_arms_over_a_packaged_loop(name: str) -> None:
+    path = Path(__file__).parents[2] / f"configs/rlhf/{name}.yaml"
     config = yaml.safe_load(path.read_text())
     base = yaml.safe_load((path.parents[1] / config["loop"]).read_text())
     for arm, over in config["arms"].items():
         both = merged(base, over)
-        assert set(both) <= {*base, "fine_tune_from"}, arm
+        assert set(both) <= {*base, "fine_tune_from", "until"}, arm
         assert both["ppo_from"] == 1 or not arm.startswith("beta")
