@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,6 +41,7 @@ class SaveRunConfig(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
         self.folder = Path()
+        self.path: Path | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # asks all ranks; in save_config, which is rank 0's alone, it would wait for ever
@@ -49,9 +50,19 @@ class SaveRunConfig(SaveConfigCallback):
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"config-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.yaml"
-        # overwrite: two stages of one second in one process would otherwise stop the second
-        self.parser.save(self.config, str(path), skip_unset=False, overwrite=True, multifile=False)
+        now = datetime.now()
+        self.path = self.folder / f"config-{now:%Y%m%d-%H%M%S}-{now.microsecond:06}-{os.getpid()}.yaml"
+        self.parser.save(self.config, str(self.path), skip_unset=False, multifile=False)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.path = None
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A finished run that is resumed trains nothing and leaves no trace."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 class TrainingCLI(LightningCLI):

@@ -23,7 +23,15 @@ from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.model.memory import keep_freed_memory
 from llama2_pl.model.parallel import ParallelPlan, parallelize
 from llama2_pl.modules.optimizer import adamw, cosine_schedule, decay_groups, planned_steps
-from llama2_pl.modules.resume import apply_options, changed_options, random_states, restore_random
+from llama2_pl.modules.resume import (
+    apply_options,
+    changed_options,
+    keep_resumed_checkpoint,
+    random_states,
+    reopen,
+    restore_random,
+    save_last_steps,
+)
 from llama2_pl.text.tokenizer import Tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -65,6 +73,7 @@ class LlamaModule(L.LightningModule):
     _networks_built = False
     _random: list[dict[str, Any]] | None = None
     _changed: list[str] | tuple[()] = ()
+    _stepped = False
 
     def build_networks(self) -> None:
         """Assign the networks, each through `fresh` or `distributed`."""
@@ -100,6 +109,7 @@ class LlamaModule(L.LightningModule):
         self.tokens_seen = checkpoint["tokens_seen"]
         if self.attached and self.trainer.state.fn == TrainerFn.FITTING:
             self._random = checkpoint.get("random")
+            reopen(checkpoint, self.trainer)
             self._changed = changed_options(self.hparams, checkpoint.get("hyper_parameters", {}))
             if (length := checkpoint.get("max_steps")) not in (None, self.trainer.max_steps):
                 rank_zero_warn(
@@ -109,6 +119,7 @@ class LlamaModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Options given to a resumed run win over the checkpoint's."""
+        keep_resumed_checkpoint(self.trainer)
         if not self._changed:
             return
         made = self.configure_optimizers()
@@ -124,6 +135,19 @@ class LlamaModule(L.LightningModule):
         if self._random is not None:
             restore_random(self._random, self.global_rank, self.trainer.world_size)
             self._random = None
+        self._stepped = True
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """At the last batch, while the checkpoint is one from the middle of a run: with more data it would go on."""
+        trainer = self.trainer
+        if trainer.is_last_batch or trainer.should_stop or trainer.global_step == trainer.max_steps:
+            save_last_steps(trainer, by_steps=True)
+
+    def on_train_end(self) -> None:
+        """What ends a run after a batch, as a validation can; and epochs since the last save."""
+        if self._stepped:
+            save_last_steps(self.trainer, by_steps=False)
+            self._stepped = False
 
     @property
     def attached(self) -> bool:

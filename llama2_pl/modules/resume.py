@@ -6,9 +6,11 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -55,6 +57,37 @@ def restore_random(states: list[dict[str, Any]], rank: int, world: int) -> None:
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def reopen(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
+    """Let a finished run go on where its data has become longer (`data.epochs`): Lightning takes its pass as over."""
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+    batches = getattr(getattr(trainer, "datamodule", None), "num_train_batches", 0)
+    if progress and progress["current"]["processed"] < batches:
+        progress["is_last_batch"] = False
+
+
+def save_last_steps(trainer: L.Trainer, by_steps: bool) -> None:
+    """Let last.ckpt hold the end of a run; ModelCheckpoint leaves out what came after its last interval.
+
+    Args:
+        trainer: of the run that ends.
+        by_steps: only what saves every n steps; others have their turn after the batch, and would skip it after this.
+    """
+    for saver in trainer.checkpoint_callbacks:
+        if not isinstance(saver, ModelCheckpoint) or saver.save_last is not True:
+            continue
+        if by_steps and saver._every_n_train_steps < 1:
+            continue
+        if not saver._should_skip_saving_checkpoint(trainer):
+            saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
+
+
+def keep_resumed_checkpoint(trainer: L.Trainer) -> None:
+    """Let a resumed run with nothing left to do write nothing: ModelCheckpoint saves what it has not itself saved."""
+    for saver in trainer.checkpoint_callbacks:
+        if isinstance(saver, ModelCheckpoint) and trainer.ckpt_path:
+            saver._last_checkpoint_saved = str(trainer.ckpt_path)
 
 
 def changed_options(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:

@@ -154,6 +154,16 @@ def test_a_second_run_in_the_same_folder_keeps_both_configs(config: str) -> None
     assert len(list(Path("run").glob("config-*.yaml"))) == 2
 
 
+def test_a_finished_run_resumed_changes_no_file(config: str) -> None:
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in Path("run").iterdir()}
+
+    main(["fit", "--config", config])
+    before = files()
+    main(["fit", "--config", config, "--ckpt_path", "run/last.ckpt"])
+    assert files() == before and {path.suffix for path in before} >= {".ckpt", ".yaml"}
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_every_rank_takes_part_in_asking_for_the_folder_of_the_saved_config(
     rank: int, tmp_path: Path

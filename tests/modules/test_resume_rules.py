@@ -7,10 +7,12 @@ from dataclasses import replace
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.checkpoints.schema import KEY, SCHEMA
+from llama2_pl.data.base import NumberedDataModule
 from llama2_pl.modules import PPOModule, PretrainModule
 from llama2_pl.modules.optimizer import cosine_with_warmup
 from llama2_pl.modules.resume import changed_options, random_states, restore_random
@@ -121,6 +123,54 @@ def test_a_finished_run_resumed_changes_nothing(config, trainer, make, half):
     run.fit(again, make.loader(rest), ckpt_path=path)
     assert run.global_step == 4
     assert all(torch.equal(weights(again)[name], tensor) for name, tensor in expected.items())
+
+
+def test_last_ckpt_holds_the_end_of_a_run_between_two_intervals_too(config, trainer, make, tmp_path):
+    saver = ModelCheckpoint(tmp_path, every_n_train_steps=3, save_last=True, save_top_k=0)
+    module = PretrainModule(config)
+    run = trainer(max_steps=4, callbacks=[saver], enable_checkpointing=True)
+    run.fit(module, make.loader([make.tokens(seed=n) for n in range(4)]))
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert content["global_step"] == 4
+    assert all(torch.equal(content["state_dict"][name], tensor) for name, tensor in weights(module).items())
+
+
+@pytest.mark.parametrize("interval", [2, 3])
+def test_a_finished_pass_resumed_writes_nothing_and_goes_on_where_its_data_is_longer(
+    config, trainer, make, tmp_path, interval
+):
+    class Data(NumberedDataModule):
+        def __init__(self, length):
+            super().__init__(batch_size=2, num_workers=0)
+            self.length = length
+
+        def settings(self):
+            return {}
+
+        def train_batches(self):
+            return [make.tokens(seed=n) for n in range(self.length)]
+
+    class See(L.Callback):
+        def on_train_batch_start(self, run, module, batch, n):
+            seen.append(batch.tokens)
+
+    def fit(length, **options):
+        saver = ModelCheckpoint(tmp_path, every_n_train_steps=interval, save_last=True, save_top_k=0,
+                                enable_version_counter=False)  # fmt: skip
+        run = trainer(max_epochs=1, callbacks=[saver, See()], enable_checkpointing=True)
+        run.fit(PretrainModule(config), datamodule=Data(length), **options)
+        return run.global_step
+
+    def files():
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.iterdir()}
+
+    seen = []
+    assert fit(4) == 4
+    before, seen = files(), []
+    assert fit(4, ckpt_path="last") == 4
+    assert files() == before and not seen
+    assert fit(6, ckpt_path="last") == 6
+    assert [tokens.tolist() for tokens in seen] == [make.tokens(seed=n).tokens.tolist() for n in (4, 5)]
 
 
 def test_an_older_checkpoint_is_brought_up_to_date_and_a_newer_one_refused(config, trainer, make, half):
