@@ -77,7 +77,8 @@ def collect_preferences(
         tokenizer: tokenizer.model of the policies.
         prompts: prompt rows with a `task` for the oracle.
         out: folder of the four files.
-        temperatures: a pair takes two of them in turn; 0.7 and 1.1 by default (our choice: one careful, one varied).
+        temperatures: a pair takes two of them, from round to round and batch to batch the next two, so that each of two
+            models answers at all of them; 0.7 and 1.1 by default (our choice: one careful, one varied).
         max_new_tokens: longest answer.
         rounds: pairs per prompt.
         noise: standard deviation of the annotator's error, in units of utility.
@@ -91,7 +92,13 @@ def collect_preferences(
         raise ValueError(f"batch is {batch}: give the number of the weekly batch, from 1")
     rows = read_tasks(prompts, limit)
     sides = _sample_sides(
-        policies, Tokenizer(tokenizer), rows, temperatures or [0.7, 1.1], max_new_tokens, rounds, seed
+        policies,
+        Tokenizer(tokenizer),
+        rows,
+        temperatures or [0.7, 1.1],
+        max_new_tokens,
+        range(batch, batch + rounds),
+        seed,
     )
     judgement, held_out = random.Random(seed), len(rows) - round(val_share * len(rows))
     labels = {"batch": batch, "annotator": annotator}
@@ -129,23 +136,24 @@ def _sample_sides(
     rows: Sequence[dict],
     temperatures: Sequence[float],
     max_new_tokens: int,
-    rounds: int,
+    turns: range,
     seed: int,
 ) -> Iterator[tuple[_Side, _Side]]:
     """For each round the answers of side A and of side B, every side with its own model variant and temperature."""
     models = [load_language_model(path, tokenizer=tokenizer).to(torch.float32).eval() for path in policies]
     dialogs = [dialog_of(row) for row in rows]
-    for turn in range(rounds):
+    for turn in turns:
         sides = []
-        for side in (2 * turn, 2 * turn + 1):
-            number, temperature = side % len(models), temperatures[side % len(temperatures)]
+        for side in (0, 1):
+            number = (2 * turn + side) % len(models)
+            temperature = temperatures[(turn + side) % len(temperatures)]
             said = answer(
                 models[number],
                 tokenizer,
                 dialogs,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
-                seed=seed * 1000 + side,
+                seed=seed * 1000 + 2 * turn + side,
             )
             sides.append(_Side(policies[number], temperature, [strip_control_tags(text) for text in said]))
         yield sides[0], sides[1]

@@ -82,7 +82,7 @@ def collect_stage(loop: Loop, version: int) -> Stage:
         rounds=ratings.rounds,
         noise=ratings.noise,
         limit=ratings.limit,
-        batch=version,
+        batch=ratings.first_batch + version - 1,
         seed=loop.seed_of(version),
     )
     inputs = (*policies, loop.files.tokenizer, loop.files.prompts)

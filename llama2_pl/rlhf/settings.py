@@ -55,6 +55,7 @@ class Ratings:
         temperatures: of the two answers of a pair, in turn.
         noise: standard deviation of the annotator's error, in units of utility.
         limit: use only the first prompts.
+        first_batch: number of version 1's batch, above those of the first files; a version adds to it.
     """
 
     folder: str | None = None
@@ -62,6 +63,7 @@ class Ratings:
     temperatures: list[float] = field(default_factory=lambda: [0.7, 1.1])
     noise: float = 0.25
     limit: int | None = None
+    first_batch: int = 1
 
 
 @dataclass(frozen=True)

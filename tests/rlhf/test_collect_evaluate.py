@@ -106,10 +106,23 @@ def test_a_pair_says_which_model_and_temperature_made_each_side_in_which_batch_f
         ((pair.chosen_model, pair.chosen_temperature), (pair.rejected_model, pair.rejected_temperature))
         for pair in pairs
     }
-    # variant and temperature go by side, so both orders are found and nothing else
-    one, two = (run.one, 0.6), (run.two, 1.2)
+    # one round: a temperature a variant, in whichever order
+    one, two = (run.one, 1.2), (run.two, 0.6)
     assert sides == {(one, two), (two, one)}
     assert {(pair.batch, pair.annotator) for pair in pairs} == {(3, "Ada")}
+    # the next batch has them the other way round, and two rounds have both
+    later, both = (
+        {
+            (row[f"{side}_model"], row[f"{side}_temperature"])
+            for name in FILES
+            for row in rows(
+                collected(run, tmp_path / str(options), temperatures=[0.6, 1.2], **options) / f"{name}.jsonl"
+            )
+            for side in SIDES
+        }
+        for options in ({"batch": 4}, {"rounds": 2})
+    )
+    assert later == {(run.one, 0.6), (run.two, 1.2)} and both == later | {one, two}
     with pytest.raises(ValueError, match="batch is 0"):
         collected(run, tmp_path, batch=0)
 

@@ -110,6 +110,7 @@ def config_of(start: Path) -> dict:
             "max_new_tokens": 16,
             "pool": "all",
         },
+        "ratings": {"rounds": 6},  # two prompts are held out, and equal answers make no pair
         "every": {"save": 1, "candidate": 1, "look": 1},
         "versions": 2,
         "ppo_from": 2,
