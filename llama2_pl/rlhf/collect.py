@@ -91,15 +91,8 @@ def collect_preferences(
     if batch < 1:
         raise ValueError(f"batch is {batch}: give the number of the weekly batch, from 1")
     rows = read_tasks(prompts, limit)
-    sides = _sample_sides(
-        policies,
-        Tokenizer(tokenizer),
-        rows,
-        temperatures or [0.7, 1.1],
-        max_new_tokens,
-        range(batch, batch + rounds),
-        seed,
-    )
+    how = (temperatures or [0.7, 1.1], max_new_tokens, range(batch, batch + rounds), seed)
+    sides = _sample_sides(policies, Tokenizer(tokenizer), rows, *how)
     judgement, held_out = random.Random(seed), len(rows) - round(val_share * len(rows))
     labels = {"batch": batch, "annotator": annotator}
     files: dict[str, list[dict]] = {
