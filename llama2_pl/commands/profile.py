@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 from torch.utils.data import DataLoader
 
@@ -57,8 +60,8 @@ def profile(
     answers then hardly ever end before their limit, which is the most that sampling and PPO can take.
 
     Args:
-        stage: pretrain and sft: full rows, half of sft's tokens count; reward: pairs; ppo: one iteration per step, in
-            four minibatches; sampling: prompts of half the length, answers of the other half.
+        stage: pretrain: full rows; sft: four documents to a row, half of the tokens count; reward: pairs; ppo: one
+            iteration per step, in four minibatches; sampling: prompts of half the length, answers of the other half.
         backbone: name of a preset.
         rows: rows, pairs or prompts of a step.
         length: tokens of a row.
@@ -126,22 +129,28 @@ class Tracer(L.Callback):
 
     def rows(self, steps: int) -> tuple[list[Row], list[Row]]:
         """Parts in their order, and the operations that take longest, of one step."""
-        found = {event.key: event for event in self.profiler.key_averages()}
+        events = self.profiler.key_averages()
+        on_host = {event.key: event for event in events if event.device_type == DeviceType.CPU}
         parts = [
-            (name, found[name].count // steps, found[name].cpu_time_total / 1e3 / steps)
+            (name, on_host[name].count // steps, on_host[name].cpu_time_total / 1e3 / steps)
             for name in self.parts
         ]
-        own = "self_device_time_total" if self.on_gpu else "self_cpu_time_total"
+        # On a GPU its kernels: what calls them is listed with the same time, and compiled blocks have no names.
+        kind, own = (
+            (DeviceType.CUDA, "self_device_time_total")
+            if self.on_gpu
+            else (DeviceType.CPU, "self_cpu_time_total")
+        )
         operations = [
-            (name[:60], event.count // steps, getattr(event, own) / 1e3 / steps)
-            for name, event in found.items()
-            if name not in self.parts
+            (event.key[:60], event.count // steps, getattr(event, own) / 1e3 / steps)
+            for event in events
+            if event.device_type == kind and not event.is_user_annotation
         ]
         return parts, sorted(operations, key=lambda row: -row[2])[:OPERATIONS]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for name in self.parts:
-            setattr(pl_module, name, record_function(name)(getattr(pl_module, name)))
+            setattr(pl_module, name, self._timed(name, getattr(pl_module, name)))
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -151,6 +160,18 @@ class Tracer(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.stop()
+
+    def _timed(self, name: str, part: Callable[..., Any]) -> Callable[..., Any]:
+        """A GPU finishes each part before the next: the host would else be through with it at once."""
+
+        @wraps(part)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with record_function(name):
+                result = part(*args, **kwargs)
+                self._wait()
+            return result
+
+        return timed
 
     def _wait(self) -> None:
         if self.on_gpu:
@@ -188,7 +209,9 @@ def _batch(
         return PreferenceBatch(tokens, torch.full((2 * rows,), length), zeros, unknown, zeros)
     tokens = torch.randint(3, config.vocab_size, (rows, length))
     counts = torch.arange(length).expand(rows, -1) >= (1 if stage == "pretrain" else length // 2)
-    return Batch(tokens, counts, torch.zeros(rows, length, dtype=torch.int32))
+    # sft packs dialogues: four to a row here
+    documents = torch.arange(length, dtype=torch.int32) * (1 if stage == "pretrain" else 4) // length
+    return Batch(tokens, counts, documents.expand(rows, -1))
 
 
 def _fit(module: LlamaModule, batch: Any, precision: str, steps: int, tracer: Tracer) -> None:
