@@ -67,7 +67,9 @@ TOOLS: dict[str, Tool] = {
         "conversations that ask for a hobby or a figure (Table 30)",
     ),
     "gatt study": Tool("llama2_pl.rlhf.gatt:gatt_study", "Ghost Attention on and off, several seeds"),
-    "profile": Tool("llama2_pl.commands.profile:profile", "where the time of a stage goes: a table and a trace"),
+    "profile": Tool(
+        "llama2_pl.commands.profile:profile", "where the time of a stage goes: a table and a trace"
+    ),
     "export": Tool("llama2_pl.checkpoints.ours:export_checkpoint", "a checkpoint as a Hugging Face folder"),
     "report": Tool("llama2_pl.report.build:build_report", "result files of a run as report.html"),
     "chat": Tool("llama2_pl.app.chat:chat", "talk to a checkpoint in the terminal"),
