@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from llama2_pl.data.batches import Batch, without_needless_mask
 from llama2_pl.data.loader import BatchLoader, NumberedBatches, Position, ResumableLoader
 
 
@@ -66,6 +67,10 @@ class NumberedDataModule(L.LightningDataModule):
         return ResumableLoader(
             self.train_batches(), self._start, self._trained, self.num_workers, torch.cuda.is_available()
         )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """On the host, where looking at the batch makes no GPU wait."""
+        return without_needless_mask(batch) if isinstance(batch, Batch) else batch
 
     def eval_loader(self, batches: NumberedBatches) -> BatchLoader:
         """Loader for validation, test or prediction, always from the first batch on."""

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from llama2_pl.checkpoints.ours import load_language_model
-from llama2_pl.data.batches import Batch, without_needless_mask
+from llama2_pl.data.batches import Batch
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.transformer import extend_context
@@ -54,10 +54,6 @@ class LanguageModule(LlamaModule):
         """Sum of the losses of the batch's targets, and their number."""
         hidden = self.model.hidden(batch.tokens, document_ids=batch.document_ids)
         return next_token_loss_from_hidden(hidden, self.model.head, batch.tokens, batch.loss_mask)
-
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """On the host, where looking at the batch makes no GPU wait."""
-        return without_needless_mask(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss_sum, targets = self.loss(batch)

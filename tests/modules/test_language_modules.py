@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 
+from llama2_pl.data.base import NumberedDataModule
 from llama2_pl.data.batches import Batch
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
@@ -145,9 +146,10 @@ def test_rows_of_one_document_each_need_no_mask(config, make):
     ids[1, 7:] = -1  # padding, where nothing counts
     masked, two = batch._replace(document_ids=ids), ids.clone()
     two[0, 5:] = 1
-    plain = module.on_before_batch_transfer(masked, 0)
+    data = NumberedDataModule(batch_size=2, num_workers=0)
+    plain = data.on_before_batch_transfer(masked, 0)
     assert plain.document_ids is None
-    assert module.on_before_batch_transfer(batch._replace(document_ids=two), 0).document_ids is two
+    assert data.on_before_batch_transfer(batch._replace(document_ids=two), 0).document_ids is two
     for ours, with_mask in zip(module.loss(plain), module.loss(masked), strict=True):
         torch.testing.assert_close(ours, with_mask)
     assert module.loss(batch._replace(document_ids=two))[0] != module.loss(plain)[0]
