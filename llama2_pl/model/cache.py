@@ -38,10 +38,8 @@ class KVCache:
         slots: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        ranks: int = 1,
     ) -> None:
-        """`ranks` share the heads between them (tensor parallel); this one keeps its own."""
-        shape = (config.n_layers, batch, config.kv_heads // ranks, slots, config.head_dim)
+        shape = (config.n_layers, batch, config.kv_heads, slots, config.head_dim)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.length = 0

@@ -71,31 +71,20 @@ def parallelize(model: Network, plan: ParallelPlan, mesh: DeviceMesh | None = No
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """FSDP2's shards as whole weights for many forward passes without gradient; sharded again afterwards.
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Whole weights, for a moment, of one unit of FSDP2: the model itself (all but its blocks) or a block.
 
-    Sampling gathers once and not at every token, and ranks whose answers end earlier wait for nobody: without it each
-    pass is a collective, and the ranks drift apart. Costs one copy of the weights. Nothing happens without FSDP2.
+    Sampling copies them once and not at every token, and ranks whose answers end earlier wait for nobody: otherwise
+    each pass is a collective, and the ranks drift apart. Nothing happens without FSDP2.
     """
-    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for unit in units:
-        unit.set_reshard_after_forward(False, recurse=False)
-        unit.unshard()
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
     try:
         yield
     finally:
-        for unit in units:
-            unit.set_reshard_after_forward(
-                unit is not model, recurse=False
-            )  # the root's stay until the backward
-            unit.reshard()
-
-
-def tensor_parallel_ranks(model: LanguageModel) -> int:
-    """How many ranks share the heads of this network; 1 without tensor parallelism."""
-    weight = model.backbone.layers[0].attention.wk.weight  # type: ignore[union-attr, operator]
-    named = isinstance(weight, DTensor) and "tensor_parallel" in (weight.device_mesh.mesh_dim_names or ())
-    return weight.device_mesh["tensor_parallel"].size() if named else 1  # type: ignore[union-attr]
+        module.reshard()
 
 
 def _blocks(model: LanguageModel | ScalarModel) -> list[Block]:

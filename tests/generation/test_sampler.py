@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llama2_pl.generation.sampler import Rollout, generate, nucleus, pick_tokens, responses
+from llama2_pl.generation.picking import nucleus, pick_tokens
+from llama2_pl.generation.sampler import Rollout, generate, responses
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 
@@ -251,13 +252,13 @@ def test_nucleus_keeps_the_token_that_crosses_top_p_by_hand():
 def test_tokens_outside_the_nucleus_are_never_sampled():
     logits = torch.tensor([[0.1, 0.5, 0.3, 0.1]]).log().expand(1000, 4)
     uniforms = torch.linspace(0, 1, 1001)[:-1]
-    assert set(pick_tokens(logits, uniforms, 1.0, 0.6).tolist()) == {1, 2}
+    assert set(pick_tokens(logits, uniforms, 1.0, 0.6)[0].tolist()) == {1, 2}
 
 
 def test_uniforms_map_to_tokens_by_the_cumulative_distribution():
     logits = torch.tensor([[0.25, 0.0, 0.5, 0.25, 0.0]]).log()
     uniforms = torch.tensor([0.0, 0.2, 0.25, 0.7, 0.75, 1 - 2**-24])
-    assert pick_tokens(logits.expand(6, 5), uniforms, 1.0, 1.0).tolist() == [0, 0, 2, 2, 3, 3]
+    assert pick_tokens(logits.expand(6, 5), uniforms, 1.0, 1.0)[0].tolist() == [0, 0, 2, 2, 3, 3]
 
 
 def test_training_mode_and_gradients_are_as_before_afterwards(model):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -43,9 +42,9 @@ def mesh(data: int, tensor: int) -> DeviceMesh:
     return init_device_mesh("cpu", (data, tensor), mesh_dim_names=("data_parallel", "tensor_parallel"))
 
 
-def language_model(config: ModelConfig = CONFIG) -> LanguageModel:
+def language_model() -> LanguageModel:
     torch.manual_seed(0)
-    model = LanguageModel(config)
+    model = LanguageModel(CONFIG)
     for parameter in model.parameters():
         # away from the initial near-zero logits, and gains that are not 1
         nn.init.normal_(parameter, 0.0, 0.2) if parameter.dim() > 1 else nn.init.uniform_(parameter, 0.5, 1.5)
@@ -148,23 +147,29 @@ def fsdp_scores(rank: int) -> None:
     torch.testing.assert_close(sharded(TOKENS), single(TOKENS))
 
 
+def same_samples(model: LanguageModel, single: LanguageModel, prompts: list[list[int]], limit: int) -> None:
+    for seed in range(3):
+        found, wanted = (
+            generate(
+                network,
+                prompts,
+                max_new_tokens=limit,
+                eos_id=2 + seed,
+                samples_per_prompt=3,
+                generator=torch.Generator().manual_seed(seed),
+                max_batch=4,
+            )
+            for network in (model, single)
+        )
+        assert found.tokens.tolist() == wanted.tokens.tolist()
+        torch.testing.assert_close(found.logprobs, wanted.logprobs, rtol=1e-4, atol=1e-4)
+
+
 def fsdp_sampling(rank: int) -> None:
     """Each rank has prompts of its own, whose answers end at another step."""
     single, sharded = language_model(), parallelize(language_model(), ParallelPlan(), mesh(2, 1))
-    prompts = [[1, 5, 9 + rank, 4], [1, 7]][: 2 - rank]
-    for seed in range(4):
-        wanted, found = (
-            generate(
-                model,
-                prompts,
-                max_new_tokens=24,
-                eos_id=2 + seed,
-                generator=torch.Generator().manual_seed(seed),
-            )
-            for model in (single, sharded)
-        )
-        assert wanted.tokens.tolist() == found.tokens.tolist()
-        torch.testing.assert_close(found.logprobs, wanted.logprobs, rtol=1e-4, atol=1e-5)
+    prompts, limit = [[1, 5, 9 + rank, 4], [1, 7]][: 2 - rank], [24, 3][rank]
+    same_samples(sharded, single, prompts, limit)
     assert all(
         isinstance(parameter, DTensor) for parameter in sharded.parameters()
     )  # and the memory is free again
@@ -172,23 +177,13 @@ def fsdp_sampling(rank: int) -> None:
     loss(single, TOKENS).backward()
     loss(sharded, TOKENS[2 * rank : 2 * rank + 2]).backward()
     same_gradients(sharded, single)
+    rounded = parallelize(language_model(), ParallelPlan(bf16_parameters=True), mesh(2, 1))
+    same_samples(rounded, language_model().bfloat16(), prompts, limit)
 
 
 def tensor_parallel_sampling(rank: int) -> None:
-    config = replace(CONFIG, n_kv_heads=4)
-    single = language_model(config)
-    split = parallelize(language_model(config), ParallelPlan(tensor_parallel_size=2), mesh(1, 2))
-    wanted, found = (
-        generate(
-            model,
-            [[1, 5, 9], [1, 7]],
-            max_new_tokens=16,
-            eos_id=2,
-            generator=torch.Generator().manual_seed(1),
-        )
-        for model in (single, split)
-    )
-    assert wanted.tokens.tolist() == found.tokens.tolist()
+    split = parallelize(language_model(), ParallelPlan(tensor_parallel_size=2), mesh(1, 2))
+    same_samples(split, language_model(), [[1, 5, 9], [4], [1, 7, 7, 8, 3]], 16)
 
 
 def fresh_shards(rank: int) -> None:

@@ -1,0 +1,113 @@
+"""Keys and values of the rows being decoded. Each row fills its slots from the first on, at its own pace.
+
+Shapes: R rows, G kv heads, S slots, K head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+GROWTH = 32  # slots added at a time on a CPU: copying costs as much as reading what is not filled yet
+
+
+def static_shapes(device: torch.device) -> bool:
+    """Whether sizes are fixed, for CUDA graphs, and nobody looks at each step which rows have ended."""
+    return device.type != "cpu"
+
+
+class Slots:
+    """A list of keys and one of values, (R, G, S, K) per layer; beyond a row's position lies nothing that is read.
+
+    On a CPU a layer's tensor is as long as needed and no longer, and all of it is read, under a bias: with gaps
+    between the rows, attention takes three to five times as long there. Elsewhere the size is fixed from the start.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        rows: int,
+        kv_heads: int,
+        head_dim: int,
+        limit: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.limit, self.grows = limit, not static_shapes(device)
+        self.head_dim = head_dim
+        shape = (rows, kv_heads, 0 if self.grows else limit, head_dim)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for _ in range(2)
+        )
+
+    @property
+    def size(self) -> int:
+        return self.keys[0].shape[2]
+
+    def fit(self, width: int) -> None:
+        """Room for `width` slots, and not much more."""
+        if self.grows and not self.size - 2 * GROWTH < width <= self.size:
+            size = min(-(-width // GROWTH) * GROWTH, self.limit)
+            for tensors in (self.keys, self.values):
+                for number, tensor in enumerate(tensors):
+                    tensors[number] = self._resized(tensor, size)
+
+    @staticmethod
+    def _resized(tensor: Tensor, size: int) -> Tensor:
+        kept = min(size, tensor.shape[2])
+        # Zeros: whatever else memory holds might be NaN, which no weight of 0 takes away.
+        out = tensor.new_zeros(*tensor.shape[:2], size, tensor.shape[3])
+        out[:, :, :kept] = tensor[:, :, :kept]
+        return out
+
+    def put(self, rows: Tensor, keys: list[Tensor], values: list[Tensor], source: Tensor) -> None:
+        """Into the first slots of these rows (N,): what was read of prompts source (N,), (P, G, W, K) per layer."""
+        width = keys[0].shape[2]
+        for mine, read in ((self.keys, keys), (self.values, values)):
+            for tensor, prompts in zip(mine, read, strict=True):
+                tensor[rows, :, :width] = prompts[source].to(tensor.dtype)
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Rows of `source` (N,) over those of `target`."""
+        for tensors in (self.keys, self.values):
+            for tensor in tensors:
+                tensor[target] = tensor[source]
+
+    def reader(self, positions: Tensor, width: int) -> Callable[[int, Tensor], Tensor]:
+        """What reads a layer: its number, one query (R, H, K) per row -> (R, H * K), over slots up to the position."""
+        rows = len(positions)
+        width = self.size if self.grows else width
+        usable = torch.arange(width, device=positions.device) <= positions[:, None]  # (R, S)
+        if not self.grows:
+            return self._through_torch(usable[:, None, None])
+        groups = self.keys[0].shape[1]
+        bias = torch.zeros(usable.shape, dtype=self.keys[0].dtype).masked_fill_(~usable, -math.inf)
+        bias = bias[:, None, None].expand(-1, groups, -1, -1).reshape(rows * groups, 1, width)
+
+        def read(number: int, queries: Tensor) -> Tensor:
+            keys, values = (x[number][:rows].flatten(0, 1) for x in (self.keys, self.values))
+            q = queries.reshape(rows * groups, -1, self.head_dim)  # the heads of a group, side by side
+            scores = torch.baddbmm(bias, q, keys.transpose(1, 2), alpha=1 / math.sqrt(self.head_dim))
+            return torch.bmm(scores.softmax(-1), values).view(rows, -1)
+
+        return read
+
+    def _through_torch(self, mask: Tensor) -> Callable[[int, Tensor], Tensor]:
+        rows, width = len(mask), mask.shape[-1]
+
+        def read(number: int, queries: Tensor) -> Tensor:
+            keys, values = (x[number][:rows, :, :width] for x in (self.keys, self.values))
+            out = F.scaled_dot_product_attention(
+                queries[:, :, None],
+                keys,
+                values,
+                attn_mask=mask,
+                enable_gqa=queries.shape[1] != keys.shape[1],
+            )
+            return out.flatten(1)
+
+        return read

@@ -1,0 +1,129 @@
+"""Rows that end are replaced, prompts are read once, and neither is seen in the result."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llama2_pl.generation import slots
+from llama2_pl.generation.batching import Waiting
+from llama2_pl.generation.decoder import Decoder
+from llama2_pl.generation.sampler import Rollout, generate
+from llama2_pl.model.config import ModelConfig
+from llama2_pl.model.heads import LanguageModel
+
+CONFIG = ModelConfig(
+    dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=61, multiple_of=16, max_seq_len=128
+)
+EOS = 2
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    torch.manual_seed(0)
+    network = LanguageModel(CONFIG)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(torch.randn_like(weight) * (0.2 if weight.ndim > 1 else 0.1) + (weight.ndim == 1))
+    return network.eval()
+
+
+def prompts(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 40, (count,), generator=generator).tolist()
+    return [torch.randint(3, 61, (n,), generator=generator).tolist() for n in lengths]
+
+
+def sample(model: LanguageModel, **options) -> Rollout:
+    asked = {"max_new_tokens": 60, "eos_id": EOS, "samples_per_prompt": 3, **options}
+    return generate(model, prompts(7), generator=torch.Generator().manual_seed(4), **asked)
+
+
+def same(found: Rollout, expected: Rollout) -> None:
+    assert torch.equal(found.tokens, expected.tokens) and torch.equal(found.lengths, expected.lengths)
+    assert torch.equal(found.finished, expected.finished)
+    torch.testing.assert_close(found.logprobs, expected.logprobs, rtol=0, atol=1e-4)
+
+
+class Calls:
+    """What a Decoder was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.prompts: list[int] = []
+        self.rows: list[int] = []
+        prefill, step = Decoder.prefill, Decoder.step
+
+        def counted_prefill(decoder, tokens, lengths):
+            self.prompts.append(len(tokens))
+            return prefill(decoder, tokens, lengths)
+
+        def counted_step(decoder, tokens, *rest):
+            self.rows.append(len(tokens))
+            return step(decoder, tokens, *rest)
+
+        monkeypatch.setattr(Decoder, "prefill", counted_prefill)
+        monkeypatch.setattr(Decoder, "step", counted_step)
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 5, 16])
+def test_places_are_filled_again_and_the_result_stays(model, max_batch, monkeypatch):
+    whole = sample(model)
+    calls = Calls(monkeypatch)
+    same(sample(model, max_batch=max_batch), whole)
+    assert sum(calls.prompts) == 7  # each once, however its three samples were divided
+    # The first token comes from the prompt; each other one costs its row one step, and no ended row costs any.
+    assert sum(calls.rows) == int(whole.response_mask.sum()) - 21
+    assert max(calls.rows) == max_batch
+    waits = -(-sum(calls.rows) // max_batch)
+    assert len(calls.rows) <= waits + 60  # but for the last rows, which end alone, no place is empty for long
+
+
+def test_rows_of_different_lengths_end_at_different_times(model):
+    counts = sample(model).response_mask.sum(1)
+    assert counts.min() < 10 < 59 < counts.max()  # what the other tests rely on
+
+
+def test_fixed_sizes_and_steps_that_nobody_looks_at_change_nothing(model, monkeypatch):
+    """What runs on a GPU, but for the recording of graphs."""
+    expected = {size: sample(model, max_batch=size) for size in (5, 21)}
+    monkeypatch.setattr(slots, "static_shapes", lambda device: True)
+    calls = Calls(monkeypatch)
+    for size, rollout in expected.items():
+        same(sample(model, max_batch=size), rollout)
+    assert set(calls.rows) <= {1, 2, 4, 5, 8, 16, 21}  # few sizes: each is a graph
+    same(sample(model, max_batch=5, max_new_tokens=3), sample(model, max_new_tokens=3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_graphs_give_what_the_cpu_gives(model, top_p):
+    on_gpu = LanguageModel(CONFIG).cuda().eval()
+    on_gpu.load_state_dict(model.state_dict())
+    expected = sample(model, top_p=top_p)
+    for max_batch in (None, 5):
+        found = sample(on_gpu, top_p=top_p, max_batch=max_batch)
+        same(Rollout(*(part.cpu() for part in found)), expected)
+
+
+def test_prompts_of_like_length_are_read_together_and_padding_is_bounded(model):
+    waiting = Waiting(Decoder(model, None, 8), [[3] * n for n in (40, 10, 11, 39, 38, 10)], samples=2)
+    taken = [waiting.take(100) for _ in range(2)]
+    assert [len(prefilled.logits) for prefilled, _, _ in taken] == [3, 3] and not waiting
+    assert [rows.tolist() for _, _, rows in taken] == [[2, 3, 10, 11, 4, 5], [8, 9, 6, 7, 0, 1]]
+    assert [tuple(prefilled.keys[0].shape) for prefilled, _, _ in taken] == [(3, 2, 11, 8), (3, 2, 40, 8)]
+
+
+def test_samples_that_find_no_place_wait_beside_what_was_read_of_their_prompt(model):
+    waiting = Waiting(Decoder(model, None, 8), [[3, 4], [5]], samples=3)
+    taken = [waiting.take(2) for _ in range(4)]
+    assert [rows.tolist() for _, _, rows in taken] == [[3, 4], [5], [0, 1], [2]] and not waiting
+    assert taken[0][0] is taken[1][0] and taken[2][0] is taken[3][0]
+
+
+def test_slots_follow_the_longest_row_up_and_down():
+    kept = slots.Slots(2, 3, 1, 4, limit=150, dtype=torch.float32, device=torch.device("cpu"))
+    sizes = []
+    for width in (1, 32, 33, 120, 150, 90, 60, 140):
+        kept.fit(width)
+        sizes.append(kept.size)
+    assert sizes == [32, 32, 64, 128, 150, 150, 64, 150]
