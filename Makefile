@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := $(basename $(notdir $(wildcard benchmarks/peers/*.txt)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench chaos format clean
+.PHONY: help install demo test check bench bench-peers chaos format clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 install: $(STAMP) ## create or reuse .venv with the tested set of constraints.txt
 
@@ -32,8 +33,17 @@ check: $(STAMP) ## what continuous integration runs: lint, format, types, tests
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-bench: $(STAMP) ## measure; writes benchmarks/results/*.json
-	$(BIN)/python benchmarks/run.py
+bench: $(STAMP) bench-peers ## measure against the peers; writes benchmarks/results/*.json, half an hour of a quiet machine
+	$(BIN)/python -m benchmarks.run
+
+bench-peers: $(PEERS:%=benchmarks/.peers/%/.installed) ## transformers, litgpt and TRL in environments of their own, 4 GB
+
+# each with its pinned versions and our torch
+benchmarks/.peers/%/.installed: benchmarks/peers/%.txt constraints.txt
+	$(PYTHON) -m venv $(@D)
+	grep '^torch==' constraints.txt > $(@D)/torch.txt
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $(@D)/torch.txt -r $<
+	@touch $@
 
 chaos: $(STAMP) ## kill, damage, feed crafted files; writes benchmarks/results/chaos.*, about twenty minutes
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m benchmarks.chaos

@@ -75,17 +75,27 @@ def gatt_table(results: dict) -> str:
     )
 
 
-def benchmark_table() -> str:
-    """Ratios of benchmarks/results/*.json."""
-    lines = [
-        f"| {name} | {row['ratio']:.2f} |"
-        for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
-        for name, row in json.loads(path.read_text(encoding="utf-8")).get("figures", {}).items()
+def benchmark_table(folder: Path) -> str:
+    """Medians and ratios of the pieces in a folder of results."""
+    figures = [
+        figure
+        for path in sorted(folder.glob("*.json"))
+        for figure in json.loads(path.read_text(encoding="utf-8")).get("figures", [])
     ]
-    if not lines:
+    if not figures:
         return ""
-    head = "`make bench`, tokens per second as a ratio to transformers in the same run:"
-    return "\n".join(["", head, "", "| | ratio |", "|---|---|", *lines, ""])
+    lines = [f"| {row['case']} | {medians(row)} | {ratios(row)} |" for row in figures]
+    head = "`make bench`, each side in a process of its own, in turn; medians, and how many times better the first is:"
+    return "\n".join(["", head, "", "| | | times better |", "|---|---|---|", *lines, ""])
+
+
+def medians(figure: dict) -> str:
+    values = ", ".join(f"{name} {value:,.4g}" for name, value in figure["medians"].items())
+    return f"{values} {figure['unit']}"
+
+
+def ratios(figure: dict) -> str:
+    return ", ".join(f"{ratio:.2f} than {name}" for name, ratio in figure["times_better"].items())
 
 
 def main() -> None:
@@ -97,7 +107,7 @@ def main() -> None:
     runs = ROOT / "docs" / "runs"
     study = json.loads((runs / "study" / "study.json").read_text(encoding="utf-8"))
     gatt = json.loads((runs / "gatt" / "results.json").read_text(encoding="utf-8"))
-    tables = [demo_table(results, seconds), study_table(study), gatt_table(gatt), benchmark_table()]
+    tables = [demo_table(results, seconds), study_table(study), gatt_table(gatt), benchmark_table(ROOT / "benchmarks" / "results")]
     body = f"{MARKS[0]}\n\n{''.join(tables)}\n{MARKS[1]}"
     pattern = re.escape(MARKS[0]) + r"(.*?" + re.escape(MARKS[1]) + ")?"
     readme.write_text(re.sub(pattern, lambda _: body, text, count=1, flags=re.DOTALL), encoding="utf-8")

@@ -1,155 +1,161 @@
-"""`make bench`: training and sampling against transformers at small size, alternating in one process.
+"""`make bench`: what we measure ourselves against, each side in a warm process of its own, taken in turn.
 
-Writes benchmarks/results/<name>.json: machine, versions, commit, and figures as ratios to the baseline of the same run.
+`python -m benchmarks.run --only train` runs one piece; each has its file in benchmarks/results.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
-import platform
 import statistics
 import subprocess
-import time
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from llama2_pl import LanguageModel, ModelConfig
-from llama2_pl.generation.sampler import generate
-from llama2_pl.objectives.language import next_token_loss_from_hidden
+from benchmarks.machine import ROOT, cores, environment, flops_per_token, peak_flops
+from benchmarks.pieces import PIECES, Case, Side
 
-REPEATS = 5
 RESULTS = Path(__file__).parent / "results"
-Step = Callable[[], object]
+PEERS = Path(__file__).parent / ".peers"
 
 
-def twin(config: ModelConfig) -> LlamaForCausalLM:
-    """transformers' model of the same size."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.dim,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            num_key_value_heads=config.kv_heads,
-            intermediate_size=config.ffn_hidden,
-            max_position_embeddings=config.max_seq_len,
-            attn_implementation="sdpa",
+class Process:
+    """A side under way; see benchmarks/sides/protocol.py."""
+
+    def __init__(self, side: Side, case: Case, peers: Path) -> None:
+        self.side, self.log = side, tempfile.TemporaryFile("w+")  # noqa: SIM115
+        python = sys.executable if side.peer is None else str(peers / side.peer / "bin" / "python")
+        self.process = subprocess.Popen(
+            [python, "-m", f"benchmarks.sides.{side.program}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            cwd=ROOT,
         )
-    )
+        order = {"case": case.case, "options": {**case.options, **side.options}}
+        self.tell({**order, "threads": cores(), "warm_up": case.warm_up})
+
+    def tell(self, words: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(words) + "\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> dict[str, Any]:
+        """Its next answer; RuntimeError with the end of its log where it died."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.log.seek(0)
+            raise RuntimeError(
+                f"{self.side.name} ended with {self.process.wait()}:\n{self.log.read()[-3000:]}"
+            )
+        return json.loads(line)
+
+    def end(self) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
 
-def training_step(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Step:
-    """Forward, backward, clipping and AdamW in bf16 autocast."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), fused=True)
-
-    def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            value = loss()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+@contextlib.contextmanager
+def started(case: Case, peers: Path) -> Iterator[list[Process]]:
+    processes = [Process(side, case, peers) for side in case.sides]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.end()
 
 
-def our_training(config: ModelConfig, tokens: torch.Tensor) -> Step:
-    """One training step of ours on rows (B, T)."""
-    model, mask = LanguageModel(config), torch.ones_like(tokens, dtype=torch.bool)
-    mask[:, 0] = False
-
-    def loss() -> torch.Tensor:
-        total, count = next_token_loss_from_hidden(model.hidden(tokens), model.head, tokens, mask)
-        return total / count
-
-    return training_step(model, loss)
-
-
-def their_training(config: ModelConfig, tokens: torch.Tensor) -> Step:
-    """The same of transformers."""
-    model = twin(config)
-    return training_step(model, lambda: model(input_ids=tokens, labels=tokens, use_cache=False).loss)
+def measure(case: Case, peers: Path = PEERS) -> dict[str, Any]:
+    """Every repetition of every side, taken in turn so that a noisy moment hits all, and what comes of them."""
+    with started(case, peers) as processes:
+        heard = [process.hear()["ready"] for process in processes]
+        versions = dict(zip((side.name for side in case.sides), heard, strict=True))
+        raw: dict[str, list[dict[str, float]]] = {side.name: [] for side in case.sides}
+        for _ in range(case.rounds):
+            for process in processes:
+                process.tell("go")
+                raw[process.side.name].append(process.hear())
+    return {**summary(case, raw), "raw": raw, "versions": versions}
 
 
-def training(config: ModelConfig, rows: int, length: int) -> tuple[Step, Step, int]:
-    """One training step of ours and of transformers, and its tokens."""
-    tokens = torch.randint(3, config.vocab_size, (rows, length))
-    return our_training(config, tokens), their_training(config, tokens), tokens.numel()
+def summary(case: Case, raw: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Medians of the sides, and how many times better the first is than each other one."""
 
+    def value(run: dict[str, float]) -> float:
+        return run["units"] / run["seconds"] if case.measure == "rate" else run[case.measure]
 
-def sampling(config: ModelConfig, rows: int, prompt: int, new: int) -> tuple[Step, Step, int]:
-    """Sampling at a fixed length, fp32."""
-    tokens = torch.randint(3, config.vocab_size, (rows, prompt))
-    ours, theirs = LanguageModel(config).eval(), twin(config).eval()
-    never = config.vocab_size  # no EOS: every row runs to the limit
-
-    def our_step() -> object:
-        return generate(ours, tokens.tolist(), max_new_tokens=new, eos_id=never)
-
-    @torch.no_grad()
-    def their_step() -> object:
-        options = {
-            "max_new_tokens": new,
-            "do_sample": True,
-            "top_k": 0,
-            "eos_token_id": None,
-            "pad_token_id": 0,
-        }
-        return theirs.generate(tokens, attention_mask=torch.ones_like(tokens), **options)
-
-    return our_step, their_step, rows * new
-
-
-def compare(ours: Step, theirs: Step, tokens: int) -> dict[str, float]:
-    """Median tokens per second of each, taken in turn so that a noisy moment hits both, and their ratio."""
-    seconds: dict[str, list[float]] = {"ours": [], "transformers": []}
-    for number in range(REPEATS + 1):
-        for name, step in (("ours", ours), ("transformers", theirs)):
-            started = time.perf_counter()
-            step()
-            if number:  # the first is warm-up
-                seconds[name].append(time.perf_counter() - started)
-    rates = {
-        f"{name}_tokens_per_second": tokens / statistics.median(values) for name, values in seconds.items()
+    medians = {name: statistics.median(value(run) for run in runs) for name, runs in raw.items()}
+    first, *others = medians
+    ratios = {
+        name: medians[first] / medians[name] if case.measure == "rate" else medians[name] / medians[first]
+        for name in others
     }
-    return {**rates, "ratio": rates["ours_tokens_per_second"] / rates["transformers_tokens_per_second"]}
+    return {"case": case.title, "unit": case.unit, "medians": medians, "times_better": ratios}
 
 
-def environment() -> dict[str, object]:
-    import lightning
-    import transformers
+def run_piece(name: str, cases: list[Case], peers: Path) -> Path:
+    """Measure a piece and write its file."""
+    device = cases[0].options.get("device", "cpu")
+    found: dict[str, Any] = {"piece": name, "environment": environment()}
+    types = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)
+    peaks = {str(dtype).removeprefix("torch."): peak_flops(device, dtype) for dtype in types}
+    found["peak_flops"] = peaks
+    found["figures"] = []
+    for case in cases:
+        figure = measure(case, peers)
+        if case.config is not None:
+            arithmetic = flops_per_token(case.config, case.options["length"])
+            figure["flops_per_token"] = arithmetic
+            figure["share_of_peak"] = {
+                side: rate * arithmetic / peaks["bfloat16"] for side, rate in figure["medians"].items()
+            }
+        found["figures"].append(figure)
+        print(f"{case.title}: {told(figure)}", flush=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return path
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "transformers": transformers.__version__,
-        "commit": commit,
-    }
+
+def told(figure: dict[str, Any]) -> str:
+    values = ", ".join(f"{name} {value:,.4g}" for name, value in figure["medians"].items())
+    ratios = ", ".join(f"{ratio:.2f} x {name}" for name, ratio in figure["times_better"].items())
+    return f"{values} {figure['unit']}" + (f"; {ratios}" if ratios else "")
+
+
+def missing_peers(cases: list[Case], peers: Path) -> list[str]:
+    wanted = {side.peer for case in cases for side in case.sides if side.peer is not None}
+    return sorted(peer for peer in wanted if not (peers / peer / "bin" / "python").exists())
 
 
 def main() -> None:
-    torch.manual_seed(0)
-    demo, middle = ModelConfig.of("demo"), ModelConfig.of("34M")
-    figures = {
-        "training, demo size, 16 x 256": compare(*training(demo, 16, 256)),
-        "training, 34M, 4 x 512": compare(*training(middle, 4, 512)),
-        "sampling, demo size, 64 rows, 32 + 64 tokens": compare(*sampling(demo, 64, 32, 64)),
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "against_transformers.json"
-    path.write_text(
-        json.dumps({"environment": environment(), "figures": figures}, indent=1) + "\n", encoding="utf-8"
-    )
-    for name, row in figures.items():
-        print(f"{name}: {row['ratio']:.2f} x transformers")
-    print(path)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(PIECES), default=list(PIECES))
+    parser.add_argument("--peers", type=Path, default=PEERS, help="folder of the peers' environments")
+    options = parser.parse_args()
+    for name in options.only:
+        cases = PIECES[name]()
+        if cases[0].options.get("device") == "cuda" and not torch.cuda.is_available():
+            print(f"{name}: skipped, there is no CUDA device", flush=True)
+            continue
+        if missing := missing_peers(cases, options.peers):
+            raise SystemExit(
+                f"no environment for {', '.join(missing)} in {options.peers}: run make bench-peers"
+            )
+        print(run_piece(name, cases, options.peers), flush=True)
 
 
 if __name__ == "__main__":

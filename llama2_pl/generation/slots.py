@@ -65,11 +65,14 @@ class Slots:
         return out
 
     def put(self, rows: Tensor, keys: list[Tensor], values: list[Tensor], source: Tensor) -> None:
-        """Into the first slots of these rows (N,): what was read of prompts source (N,), (P, G, W, K) per layer."""
-        width = keys[0].shape[2]
+        """Into the first slots of these rows (N,): what was read of prompts source (N,), (P, G, W, K) per layer.
+
+        Where W exceeds the slots, those prompts' rows have ended with their first token.
+        """
+        width = min(keys[0].shape[2], self.size)
         for mine, read in ((self.keys, keys), (self.values, values)):
             for tensor, prompts in zip(mine, read, strict=True):
-                tensor[rows, :, :width] = prompts[source].to(tensor.dtype)
+                tensor[rows, :, :width] = prompts[source, :, :width].to(tensor.dtype)
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Rows of `source` (N,) over those of `target`."""

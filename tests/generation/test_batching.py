@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llama2_pl.generation import slots
+from llama2_pl.generation import batching, slots
 from llama2_pl.generation.batching import Waiting
 from llama2_pl.generation.decoder import Decoder
 from llama2_pl.generation.sampler import Rollout, generate
@@ -118,6 +118,23 @@ def test_samples_that_find_no_place_wait_beside_what_was_read_of_their_prompt(mo
     taken = [waiting.take(2) for _ in range(4)]
     assert [rows.tolist() for _, _, rows in taken] == [[3, 4], [5], [0, 1], [2]] and not waiting
     assert taken[0][0] is taken[1][0] and taken[2][0] is taken[3][0]
+
+
+def test_a_prompt_longer_than_the_slots_may_end_with_its_first_token(model, monkeypatch):
+    short, long = [5] * 30, [6] * 34  # read together, and rows of the short one need 32 slots
+    how = {"max_new_tokens": 4, "eos_id": 0, "temperature": 0.0}
+    alone, pick, calls = generate(model, [short], **how), batching.pick_tokens, []
+
+    def the_long_one_ends(logits, *rest):
+        tokens, logprobs = pick(logits, *rest)
+        tokens[-1] = tokens[-1] if calls else 0
+        calls.append(len(tokens))
+        return tokens, logprobs
+
+    monkeypatch.setattr(batching, "pick_tokens", the_long_one_ends)
+    both = generate(model, [short, long], **how)
+    assert calls[:2] == [2, 1] and both.lengths.tolist() == [34, 35]
+    assert both.tokens[0, :34].tolist() == alone.tokens[0].tolist()
 
 
 def test_slots_follow_the_longest_row_up_and_down():

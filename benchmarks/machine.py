@@ -1,0 +1,75 @@
+"""What a figure depends on: the machine, its peak, the versions, the arithmetic of a training step."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from llama2_pl import ModelConfig
+
+ROOT = Path(__file__).parents[1]
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def environment() -> dict[str, object]:
+    """Machine and commit; the versions are those of each side."""
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {processor()}, {cores()} cores",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "commit": _git("rev-parse", "HEAD"),
+        "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
+    }
+
+
+def processor() -> str:
+    lines = (
+        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False
+    ).stdout.strip()
+
+
+def peak_flops(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, seconds: float = 2.0) -> float:
+    """Floating-point operations a second of torch's product of two square matrices: the best of many."""
+    size = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    torch.set_num_threads(cores())
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        started = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def flops_per_token(config: ModelConfig, length: int) -> float:
+    """Operations of a training step for one token: forward once, backward twice as much.
+
+    2 for each weight of a matrix that the token passes, the head among them, the embedding not: it is looked up. And
+    causal attention, where the average token reads half of the row: 2 T D for queries with keys and weights with
+    values. What activation checkpointing computes again is no use and does not count.
+    """
+    kv = config.kv_heads * config.head_dim
+    block = 2 * config.dim**2 + 2 * config.dim * kv + 3 * config.dim * config.ffn_hidden
+    matrices = config.n_layers * block + config.dim * config.vocab_size
+    return 6 * matrices + 6 * config.n_layers * length * config.dim

@@ -1,0 +1,178 @@
+"""What is measured: pieces, their cases, and the sides of each case."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from llama2_pl import ModelConfig
+
+TRAINED = ModelConfig.of("34M")
+DEMO = ModelConfig.of("demo")
+SAMPLED = ModelConfig(dim=256, n_layers=6, n_heads=8, vocab_size=4096, multiple_of=8, max_seq_len=512)  # 6.8M
+
+
+class Side(NamedTuple):
+    """Who runs a case.
+
+    Attributes:
+        name: in the results.
+        program: a module of benchmarks/sides.
+        peer: the environment it runs in, a folder of benchmarks/.peers; None: this one.
+        options: what differs from the other sides.
+    """
+
+    name: str
+    program: str
+    peer: str | None = None
+    options: dict[str, Any] = {}  # noqa: RUF012
+
+
+class Case(NamedTuple):
+    """One comparison.
+
+    Attributes:
+        title: its row in tables.
+        case: what the sides call it.
+        options: of all sides.
+        sides: the first is ours; ratios are to each of the others.
+        measure: "rate", units a second; or something noted, of which less is better.
+        unit: of the measure.
+        warm_up: repetitions that do not count.
+        rounds: repetitions that do.
+        config: whose training steps' arithmetic is set against the measured peak; None: of none.
+    """
+
+    title: str
+    case: str
+    options: dict[str, Any]
+    sides: list[Side]
+    measure: str = "rate"
+    unit: str = "tokens/s"
+    warm_up: int = 2
+    rounds: int = 5
+    config: ModelConfig | None = None
+
+
+OURS = Side("ours", "ours")
+TRANSFORMERS = Side("transformers", "with_transformers", "transformers")
+LITGPT = Side("litgpt", "with_litgpt", "litgpt")
+TRL = Side("TRL", "with_trl", "trl")
+
+
+def shape(config: ModelConfig) -> dict[str, Any]:
+    """A size in numbers that every side understands."""
+    names = ("dim", "n_layers", "n_heads", "kv_heads", "vocab_size", "ffn_hidden", "max_seq_len")
+    return {**{name: getattr(config, name) for name in names}, "fields": config.to_dict()}
+
+
+def training(name: str, config: ModelConfig, rows: int, length: int, *sides: Side, **more: Any) -> Case:
+    options = {"model": shape(config), "rows": rows, "length": length, "precision": "bf16-mixed"}
+    how = ", compiled" if more.pop("compile", False) else ""
+    options |= {"compile": True} if how else {}
+    title = f"training, {name}, {rows} x {length}, bf16-mixed{how}"
+    return Case(title, "train", options, list(sides), config=config, **more)
+
+
+def train() -> list[Case]:
+    return [
+        training("34M", TRAINED, 8, 512, OURS, TRANSFORMERS, LITGPT),
+        training("demo size", DEMO, 16, 256, OURS, TRANSFORMERS, LITGPT),
+    ]
+
+
+def compiled() -> list[Case]:
+    """Each side through torch.compile: ours by blocks, as CompiledBlocks does, theirs as a whole."""
+    return [training("34M", TRAINED, 8, 512, OURS, TRANSFORMERS, LITGPT, compile=True, warm_up=3, rounds=4)]
+
+
+def memory() -> list[Case]:
+    """Peak of the resident memory over the first steps, less that of the imported libraries."""
+    sides, less = (
+        (OURS, TRANSFORMERS, LITGPT),
+        {"measure": "peak_mib", "unit": "MiB", "warm_up": 1, "rounds": 2},
+    )
+    cases = []
+    for vocabulary in (8192, 32_000):
+        case = training("34M", replace(TRAINED, vocab_size=vocabulary), 8, 512, *sides, **less)
+        cases.append(
+            case._replace(title=f"memory of training, 34M, 8 x 512, vocabulary {vocabulary:,}", config=None)
+        )
+    return cases
+
+
+def sample() -> list[Case]:
+    base = {"model": shape(SAMPLED), "rows": 64, "length": 32, "new": 128}
+    shared = {"rows": 4, "length": 256, "new": 32, "samples": 16}
+    cases = []
+    for precision in ("fp32", "bf16"):
+        ways = {
+            "64 rows, 32 + 128 tokens": base,
+            "64 rows, 32 + at most 128 tokens, ended by EOS": {**base, "ends": 1 / 48},
+            "4 prompts of 256 tokens, 16 samples of 32 each": {**base, **shared},
+        }
+        cases += [
+            Case(
+                f"sampling, 6.8M, {precision}, {name}",
+                "sample",
+                {**options, "precision": precision},
+                [OURS, TRANSFORMERS],
+                warm_up=1,
+            )
+            for name, options in ways.items()
+        ]
+    return cases
+
+
+def ppo() -> list[Case]:
+    """Policy, reference, value and reward of 6.8M parameters; one epoch of four minibatches, a step on each."""
+    options = {"model": shape(SAMPLED), "rows": 64, "length": 32, "new": 64, "minibatch": 16, "epochs": 1}
+    return [
+        Case(
+            f"PPO, 6.8M, 64 x (32 + 64) tokens, {precision}",
+            "ppo",
+            {**options, "precision": precision},
+            [OURS, TRL],
+            unit="samples/s",
+            rounds=4,
+        )
+        for precision in ("fp32", "bf16-mixed")
+    ]
+
+
+def scaling() -> list[Case]:
+    """Of ours alone: accumulation, packing, the loader."""
+    small = {"model": shape(DEMO), "rows": 4, "length": 256, "precision": "bf16-mixed", "micro_batches": 64}
+    counts = [
+        Side(f"{n} micro-batch{'es' * (n > 1)} to a step", "ours", None, {"accumulate": n})
+        for n in (64, 16, 4, 1)
+    ]
+    rows = {"model": shape(TRAINED), "rows": 8, "length": 512, "precision": "bf16-mixed"}
+    ways = [Side(name, "ours", None, {"packed": name == "packed"}) for name in ("packed", "padded")]
+    return [
+        Case("accumulation, demo size, 4 x 256", "accumulate", small, counts, warm_up=1, rounds=3),
+        Case("SFT on Alpaca-like lengths, 34M, 8 x 512", "dialogues", rows, ways, warm_up=1),
+        Case("waiting for batches, demo size, 4 x 256", "loader", small, [OURS], warm_up=1, rounds=3),
+    ]
+
+
+def gpu() -> list[Case]:
+    """The paper's smallest size, on one GPU of 80 GB or more: weights, gradients and AdamW in bf16 are 54 GB."""
+    seven = ModelConfig.of("7B")
+    base = {"model": shape(seven), "precision": "bf16", "device": "cuda"}
+    sides = [OURS, TRANSFORMERS]
+    cases = [
+        Case(
+            f"training, 7B, {rows} x 4096, bf16{', recomputed' * recompute}",
+            "train",
+            {**base, "rows": rows, "length": 4096, "recompute": recompute},
+            sides,
+            config=seven,
+        )
+        for rows, recompute in ((1, False), (4, True))
+    ]
+    options = {**base, "rows": 64, "length": 512, "new": 128}
+    return [*cases, Case("sampling, 7B, bf16, 64 rows, 512 + 128 tokens", "sample", options, sides, rounds=3)]
+
+
+PIECES = {function.__name__: function for function in (train, compiled, memory, sample, ppo, scaling, gpu)}
