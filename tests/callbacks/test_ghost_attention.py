@@ -323,8 +323,10 @@ def test_the_real_data_module_trains_on_last_answers_alone_also_after_a_resume(
 
     class Watch(L.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            for document in batch.document_ids.unique()[batch.document_ids.unique() >= 0]:
-                here = batch.document_ids == document
+            # None: each row is one document, and padding
+            ids = -(batch.tokens == 0).long() if batch.document_ids is None else batch.document_ids
+            for document in ids.unique()[ids.unique() >= 0]:
+                here = ids == document
                 seen.append((batch.tokens[here].tolist(), batch.loss_mask[here].tolist()))
 
     callback = ghost()

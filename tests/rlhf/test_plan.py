@@ -165,7 +165,7 @@ def test_every_stage_of_a_packaged_config_parses(
     from llama2_pl.cli import main
 
     loop, stages = packaged(name, tmp_path, monkeypatch)
-    assert len([s for s in stages if s.name.startswith("v5/")]) == 9 and loop.sampling.take(4) == "all"
+    assert len([s for s in stages if s.name.startswith("v5/")]) == 10 and loop.sampling.take(4) == "all"
     sweep = tmp_path / "run/v5/temperature/config.yaml"
     sweep.parent.mkdir(parents=True)
     sweep.write_text(json.dumps({"model": {"init_args": {"temperatures": [0.9]}}}))
