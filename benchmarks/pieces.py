@@ -141,17 +141,23 @@ def ppo() -> list[Case]:
 
 
 def scaling() -> list[Case]:
-    """Of ours alone: accumulation, packing, the loader."""
+    """Of ours alone: accumulation, packing, the loader, what the samples of a prompt share."""
     small = {"model": shape(DEMO), "rows": 4, "length": 256, "precision": "bf16-mixed", "micro_batches": 64}
     counts = [
         Side(f"{n} micro-batch{'es' * (n > 1)} to a step", "ours", None, {"accumulate": n})
         for n in (64, 16, 4, 1)
     ]
     rows = {"model": shape(TRAINED), "rows": 8, "length": 512, "precision": "bf16-mixed"}
+    first = {"model": shape(SAMPLED), "rows": 4, "length": 256, "new": 1, "precision": "fp32"}
+    together = [
+        Side("in one call", "ours", None, {"samples": 16}),
+        Side("in 16 calls", "ours", None, {"calls": 16}),
+    ]
     ways = [Side(name, "ours", None, {"packed": name == "packed"}) for name in ("packed", "padded")]
     return [
         Case("accumulation, demo size, 4 x 256", "accumulate", small, counts, warm_up=1, rounds=3),
         Case("SFT on Alpaca-like lengths, 34M, 8 x 512", "dialogues", rows, ways, warm_up=1),
+        Case("16 samples of 4 prompts of 256 tokens, the first token", "sample", first, together, warm_up=1),
         Case("waiting for batches, demo size, 4 x 256", "loader", small, [OURS], warm_up=1, rounds=3),
     ]
 

@@ -107,7 +107,12 @@ def main() -> None:
     runs = ROOT / "docs" / "runs"
     study = json.loads((runs / "study" / "study.json").read_text(encoding="utf-8"))
     gatt = json.loads((runs / "gatt" / "results.json").read_text(encoding="utf-8"))
-    tables = [demo_table(results, seconds), study_table(study), gatt_table(gatt), benchmark_table(ROOT / "benchmarks" / "results")]
+    tables = [
+        demo_table(results, seconds),
+        study_table(study),
+        gatt_table(gatt),
+        benchmark_table(ROOT / "benchmarks" / "results"),
+    ]
     body = f"{MARKS[0]}\n\n{''.join(tables)}\n{MARKS[1]}"
     pattern = re.escape(MARKS[0]) + r"(.*?" + re.escape(MARKS[1]) + ")?"
     readme.write_text(re.sub(pattern, lambda _: body, text, count=1, flags=re.DOTALL), encoding="utf-8")

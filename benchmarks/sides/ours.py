@@ -72,9 +72,11 @@ def sample(options: dict, turns: Turns) -> None:
     }
 
     def step() -> float:
-        rollout = generate(model, prompts, **recipe)
+        counts = [
+            generate(model, prompts, **recipe).response_mask.sum() for _ in range(options.get("calls", 1))
+        ]
         steps.finish(device)
-        return float(rollout.response_mask.sum())
+        return float(sum(counts))
 
     repeat(step, turns)
 

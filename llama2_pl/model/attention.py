@@ -35,7 +35,7 @@ def attend_in_blocks(
     """The same for T = S and a mask that lets nobody read ahead: a block of queries against the keys up to its end.
 
     torch's CPU kernel does not use the bf16 matrix units in its backward pass. Scores are rounded to bf16 here, and
-    the softmax is computed in fp32; measured in the log.
+    the softmax is computed in fp32.
     """
     batch, heads, steps, size = queries.shape
     shared = heads // keys.shape[1]
