@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEERS := $(basename $(notdir $(wildcard benchmarks/peers/*.txt)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench bench-peers chaos format clean
+.PHONY: help install demo test check bench bench-gpu bench-peers chaos format clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,9 @@ check: $(STAMP) ## what continuous integration runs: lint, format, types, tests
 
 bench: $(STAMP) bench-peers ## measure against the peers; writes benchmarks/results/*.json, half an hour of a quiet machine
 	$(BIN)/python -m benchmarks.run
+
+bench-gpu: $(STAMP) benchmarks/.peers/transformers/.installed ## the 7B shape on one GPU of 80 GB or more
+	$(BIN)/python -m benchmarks.run --only gpu
 
 bench-peers: $(PEERS:%=benchmarks/.peers/%/.installed) ## transformers, litgpt and TRL in environments of their own, 4 GB
 

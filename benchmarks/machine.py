@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -49,27 +50,52 @@ def _git(*words: str) -> str:
 
 def peak_flops(device: str = "cpu", dtype: torch.dtype = torch.bfloat16, seconds: float = 2.0) -> float:
     """Floating-point operations a second of torch's product of two square matrices: the best of many."""
+    torch.set_num_threads(cores())
     size = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    torch.set_num_threads(cores())
+    return 2 * size**3 / _fastest(lambda: a @ b, device, seconds)
+
+
+def bandwidth(device: str, seconds: float = 2.0, size: int = 2**28) -> float:
+    """Bytes a second that the memory reads and writes when it copies so many fp32 numbers: the best of many."""
+    a = torch.ones(size, device=device)
+    b = torch.empty_like(a)
+    return 2 * a.nbytes / _fastest(lambda: b.copy_(a), device, seconds)
+
+
+def _fastest(work: Callable[[], object], device: str, seconds: float) -> float:
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
         started = time.perf_counter()
-        a @ b
+        work()
         if device == "cuda":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    return best
+
+
+def matrix_weights(config: ModelConfig) -> int:
+    """Weights of the matrices that a token passes: the head among them, the embedding not, it is looked up."""
+    kv = config.kv_heads * config.head_dim
+    block = 2 * config.dim**2 + 2 * config.dim * kv + 3 * config.dim * config.ffn_hidden
+    return config.n_layers * block + config.dim * config.vocab_size
 
 
 def flops_per_token(config: ModelConfig, length: int) -> float:
     """Operations of a training step for one token: forward once, backward twice as much.
 
-    2 for each weight of a matrix that the token passes, the head among them, the embedding not: it is looked up. And
-    causal attention, where the average token reads half of the row: 2 T D for queries with keys and weights with
-    values. What activation checkpointing computes again is no use and does not count.
+    2 for each matrix weight. And causal attention, where the average token reads half of the row: 2 T D for queries
+    with keys and weights with values. What activation checkpointing computes again is no use and does not count.
     """
-    kv = config.kv_heads * config.head_dim
-    block = 2 * config.dim**2 + 2 * config.dim * kv + 3 * config.dim * config.ffn_hidden
-    matrices = config.n_layers * block + config.dim * config.vocab_size
-    return 6 * matrices + 6 * config.n_layers * length * config.dim
+    return 6 * matrix_weights(config) + 6 * config.n_layers * length * config.dim
+
+
+def bytes_per_token(config: ModelConfig, rows: int, length: int, width: int = 2) -> float:
+    """Bytes that decoding must read for one token: every matrix once for all rows, and its own row's keys and values.
+
+    Args:
+        length: positions in the cache, on average.
+        width: bytes of a number.
+    """
+    cache = 2 * config.n_layers * config.kv_heads * config.head_dim * length
+    return width * (matrix_weights(config) / rows + cache)

@@ -40,7 +40,9 @@ class Case(NamedTuple):
         unit: of the measure.
         warm_up: repetitions that do not count.
         rounds: repetitions that do.
-        config: whose training steps' arithmetic is set against the measured peak; None: of none.
+        config: the network whose rate is set against the machine's limit; None: of none.
+        limit: which: "flops" of training steps or "bandwidth" of decoding.
+        alone: one side after the other, where their networks do not fit into memory together.
     """
 
     title: str
@@ -52,6 +54,8 @@ class Case(NamedTuple):
     warm_up: int = 2
     rounds: int = 5
     config: ModelConfig | None = None
+    limit: str = "flops"
+    alone: bool = False
 
 
 OURS = Side("ours", "ours")
@@ -153,12 +157,13 @@ def scaling() -> list[Case]:
         Side("in one call", "ours", None, {"samples": 16}),
         Side("in 16 calls", "ours", None, {"calls": 16}),
     ]
+    waiting = {"measure": "waited_percent", "unit": "% of the time", "warm_up": 1, "rounds": 3}
     ways = [Side(name, "ours", None, {"packed": name == "packed"}) for name in ("packed", "padded")]
     return [
         Case("accumulation, demo size, 4 x 256", "accumulate", small, counts, warm_up=1, rounds=3),
         Case("SFT on Alpaca-like lengths, 34M, 8 x 512", "dialogues", rows, ways, warm_up=1),
         Case("16 samples of 4 prompts of 256 tokens, the first token", "sample", first, together, warm_up=1),
-        Case("waiting for batches, demo size, 4 x 256", "loader", small, [OURS], warm_up=1, rounds=3),
+        Case("waiting for batches, demo size, 4 x 256", "loader", small, [OURS], **waiting),
     ]
 
 
@@ -166,19 +171,32 @@ def gpu() -> list[Case]:
     """The paper's smallest size, on one GPU of 80 GB or more: weights, gradients and AdamW in bf16 are 54 GB."""
     seven = ModelConfig.of("7B")
     base = {"model": shape(seven), "precision": "bf16", "device": "cuda"}
+    limited = {"config": seven, "alone": True}
     sides = [OURS, TRANSFORMERS]
     cases = [
         Case(
-            f"training, 7B, {rows} x 4096, bf16{', recomputed' * recompute}",
+            f"training, 7B, {rows} x 4096, bf16, compiled{', recomputed' * recompute}",
             "train",
-            {**base, "rows": rows, "length": 4096, "recompute": recompute},
+            {**base, "rows": rows, "length": 4096, "recompute": recompute, "compile": True},
             sides,
-            config=seven,
+            **limited,
         )
         for rows, recompute in ((1, False), (4, True))
     ]
-    options = {**base, "rows": 64, "length": 512, "new": 128}
-    return [*cases, Case("sampling, 7B, bf16, 64 rows, 512 + 128 tokens", "sample", options, sides, rounds=3)]
+    for rows in (1, 64):
+        title = f"sampling, 7B, bf16, {rows} x (512 + 128) tokens"
+        options = {**base, "rows": rows, "length": 512, "new": 128}
+        cases.append(Case(title, "sample", options, sides, rounds=3, limit="bandwidth", **limited))
+    return cases
 
 
 PIECES = {function.__name__: function for function in (train, compiled, memory, sample, ppo, scaling, gpu)}
+TINY = ModelConfig(dim=16, n_layers=1, n_heads=2, vocab_size=300, multiple_of=8, max_seq_len=64)
+SMALL = {"rows": 4, "length": 16, "new": 4, "minibatch": 2, "samples": 2, "calls": 2}
+
+
+def tiny(case: Case) -> Case:
+    """The same case on a CPU, at a size that shows only that it runs."""
+    options = {key: min(value, SMALL[key]) if key in SMALL else value for key, value in case.options.items()}
+    options |= {"model": shape(TINY), "device": "cpu"}
+    return case._replace(options=options, warm_up=1, rounds=2, config=TINY if case.config else None)

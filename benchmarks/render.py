@@ -91,7 +91,19 @@ def benchmark_table(folder: Path) -> str:
 
 def medians(figure: dict) -> str:
     values = ", ".join(f"{name} {value:,.4g}" for name, value in figure["medians"].items())
-    return f"{values} {figure['unit']}"
+    return f"{values} {figure['unit']}{limit(figure)}"
+
+
+def limit(figure: dict) -> str:
+    """The first side's part of what the machine can do."""
+    for key, of in (
+        ("share_of_peak", "measured bf16 matrix peak"),
+        ("share_of_bandwidth", "memory bandwidth"),
+    ):
+        if key in figure:
+            name, value = next(iter(figure[key].items()))
+            return f"; {name} at {value:.0%} of the {of}"
+    return ""
 
 
 def ratios(figure: dict) -> str:

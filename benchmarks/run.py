@@ -18,8 +18,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import ROOT, cores, environment, flops_per_token, peak_flops
-from benchmarks.pieces import PIECES, Case, Side
+from benchmarks.machine import (
+    ROOT,
+    bandwidth,
+    bytes_per_token,
+    cores,
+    environment,
+    flops_per_token,
+    matrix_weights,
+    peak_flops,
+)
+from benchmarks.pieces import PIECES, Case, Side, tiny
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = Path(__file__).parent / ".peers"
@@ -70,8 +79,8 @@ class Process:
 
 
 @contextlib.contextmanager
-def started(case: Case, peers: Path) -> Iterator[list[Process]]:
-    processes = [Process(side, case, peers) for side in case.sides]
+def started(case: Case, sides: list[Side], peers: Path) -> Iterator[list[Process]]:
+    processes = [Process(side, case, peers) for side in sides]
     try:
         yield processes
     finally:
@@ -81,14 +90,16 @@ def started(case: Case, peers: Path) -> Iterator[list[Process]]:
 
 def measure(case: Case, peers: Path = PEERS) -> dict[str, Any]:
     """Every repetition of every side, taken in turn so that a noisy moment hits all, and what comes of them."""
-    with started(case, peers) as processes:
-        heard = [process.hear()["ready"] for process in processes]
-        versions = dict(zip((side.name for side in case.sides), heard, strict=True))
-        raw: dict[str, list[dict[str, float]]] = {side.name: [] for side in case.sides}
-        for _ in range(case.rounds):
+    versions: dict[str, dict[str, str]] = {}
+    raw: dict[str, list[dict[str, float]]] = {side.name: [] for side in case.sides}
+    for together in [[side] for side in case.sides] if case.alone else [case.sides]:
+        with started(case, together, peers) as processes:
             for process in processes:
-                process.tell("go")
-                raw[process.side.name].append(process.hear())
+                versions[process.side.name] = process.hear()["ready"]
+            for _ in range(case.rounds):
+                for process in processes:
+                    process.tell("go")
+                    raw[process.side.name].append(process.hear())
     return {**summary(case, raw), "raw": raw, "versions": versions}
 
 
@@ -107,25 +118,45 @@ def summary(case: Case, raw: dict[str, list[dict[str, float]]]) -> dict[str, Any
     return {"case": case.title, "unit": case.unit, "medians": medians, "times_better": ratios}
 
 
-def run_piece(name: str, cases: list[Case], peers: Path) -> Path:
-    """Measure a piece and write its file."""
+def limits(cases: list[Case]) -> dict[str, float]:
+    """What the device can do at most, measured: operations a second of a matrix product, bytes a second of a copy."""
     device = cases[0].options.get("device", "cpu")
-    found: dict[str, Any] = {"piece": name, "environment": environment()}
     types = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)
-    peaks = {str(dtype).removeprefix("torch."): peak_flops(device, dtype) for dtype in types}
-    found["peak_flops"] = peaks
+    found = {f"{str(dtype).removeprefix('torch.')}_flops": peak_flops(device, dtype) for dtype in types}
+    if any(case.limit == "bandwidth" for case in cases):
+        found["bandwidth"] = bandwidth(device)
+    torch.cuda.empty_cache()  # the sides need the room
+    return found
+
+
+def against_limit(case: Case, rates: dict[str, float], limits: dict[str, float]) -> dict[str, Any]:
+    """Which part of the limit each side's tokens a second are, and what it is reckoned from."""
+    assert case.config is not None
+    options = case.options
+    if case.limit == "bandwidth":
+        needed = bytes_per_token(case.config, options["rows"], options["length"] + options["new"] // 2)
+        share = {side: rate * needed / limits["bandwidth"] for side, rate in rates.items()}
+        return {"bytes_per_token": needed, "share_of_bandwidth": share}
+    needed = flops_per_token(case.config, options["length"])
+    parameters = matrix_weights(case.config) + case.config.dim * case.config.vocab_size
+    return {
+        "flops_per_token": needed,
+        "share_of_peak": {side: rate * needed / limits["bfloat16_flops"] for side, rate in rates.items()},
+        "gflops_by_6n": {side: 6 * parameters * rate / 1e9 for side, rate in rates.items()},
+    }
+
+
+def run_piece(name: str, cases: list[Case], peers: Path, folder: Path) -> Path:
+    """Measure a piece and write its file."""
+    found: dict[str, Any] = {"piece": name, "environment": environment(), "limits": limits(cases)}
     found["figures"] = []
     for case in cases:
         figure = measure(case, peers)
         if case.config is not None:
-            arithmetic = flops_per_token(case.config, case.options["length"])
-            figure["flops_per_token"] = arithmetic
-            figure["share_of_peak"] = {
-                side: rate * arithmetic / peaks["bfloat16"] for side, rate in figure["medians"].items()
-            }
+            figure |= against_limit(case, figure["medians"], found["limits"])
         found["figures"].append(figure)
         print(f"{case.title}: {told(figure)}", flush=True)
-    path = RESULTS / f"{name}.json"
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return path
 
@@ -144,10 +175,13 @@ def missing_peers(cases: list[Case], peers: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(PIECES), default=list(PIECES))
+    parser.add_argument(
+        "--tiny", type=Path, metavar="FOLDER", help="at a size that shows only that it runs; results go there"
+    )
     parser.add_argument("--peers", type=Path, default=PEERS, help="folder of the peers' environments")
     options = parser.parse_args()
     for name in options.only:
-        cases = PIECES[name]()
+        cases = [tiny(case) for case in PIECES[name]()] if options.tiny else PIECES[name]()
         if cases[0].options.get("device") == "cuda" and not torch.cuda.is_available():
             print(f"{name}: skipped, there is no CUDA device", flush=True)
             continue
@@ -155,7 +189,7 @@ def main() -> None:
             raise SystemExit(
                 f"no environment for {', '.join(missing)} in {options.peers}: run make bench-peers"
             )
-        print(run_piece(name, cases, options.peers), flush=True)
+        print(run_piece(name, cases, options.peers, options.tiny or RESULTS), flush=True)
 
 
 if __name__ == "__main__":

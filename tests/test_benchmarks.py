@@ -7,24 +7,51 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.machine import flops_per_token
-from benchmarks.pieces import PIECES, Case, Side, shape
-from benchmarks.render import benchmark_table
-from benchmarks.run import measure, missing_peers, summary
+from benchmarks.machine import bandwidth, bytes_per_token, flops_per_token, peak_flops
+from benchmarks.pieces import PIECES, Case, Side, shape, tiny
+from benchmarks.render import benchmark_table, limit
+from benchmarks.run import against_limit, measure, missing_peers, summary
+from benchmarks.sides import ours
+from benchmarks.sides.protocol import Turns
 from llama2_pl import ModelConfig
 
 TINY = ModelConfig(dim=16, n_layers=1, n_heads=2, vocab_size=64, multiple_of=8, max_seq_len=64)
+COUNTED = ModelConfig(
+    dim=4, n_layers=2, n_heads=2, n_kv_heads=1, vocab_size=10, multiple_of=12, max_seq_len=16
+)
+# a block: wq and wo 4 x 4, wk and wv 4 x 2, three of 4 x 12; two blocks, and the head 4 x 10
+WEIGHTS = 2 * (2 * 16 + 2 * 8 + 3 * 48) + 40
 
 
 def test_the_operations_of_a_token_are_those_counted_by_hand() -> None:
-    config = ModelConfig(
-        dim=4, n_layers=2, n_heads=2, n_kv_heads=1, vocab_size=10, multiple_of=12, max_seq_len=16
-    )
-    # a block: wq and wo 4 x 4, wk and wv 4 x 2, three of 4 x 12; two blocks, and the head 4 x 10
-    weights = 2 * (2 * 16 + 2 * 8 + 3 * 48) + 40
     # forward of attention: 2 D for a score and 2 D for a value, over half of 6 tokens, in two blocks; backward twice
     attention = 3 * 2 * (2 * 4 + 2 * 4) * 6 / 2
-    assert flops_per_token(config, 6) == 6 * weights + attention
+    assert flops_per_token(COUNTED, 6) == 6 * WEIGHTS + attention
+
+
+def test_the_bytes_of_a_decoded_token_are_those_counted_by_hand() -> None:
+    # two bytes a number: the weights once for 4 rows; a key and a value of one head of 2, in two blocks, 6 positions
+    assert bytes_per_token(COUNTED, 4, 6) == 2 * WEIGHTS / 4 + 2 * (2 * 2 * 2 * 6)
+
+
+def test_rates_are_set_against_the_limit_of_their_kind() -> None:
+    options = {"rows": 1, "length": 5, "new": 2}
+    limits = {
+        "bfloat16_flops": 10 * flops_per_token(COUNTED, 5),
+        "bandwidth": 8 * bytes_per_token(COUNTED, 1, 6),
+    }
+    training = Case("t", "train", options, [], config=COUNTED)
+    found = against_limit(training, {"ours": 5.0}, limits)
+    assert found["share_of_peak"] == {"ours": 0.5}
+    assert found["gflops_by_6n"] == {"ours": 6 * (WEIGHTS + 40) * 5 / 1e9}  # and the embedding, 10 x 4
+    decoding = training._replace(limit="bandwidth")
+    assert against_limit(decoding, {"ours": 6.0}, limits)["share_of_bandwidth"] == {"ours": 0.75}
+    assert limit({"share_of_bandwidth": {"ours": 0.75}}) == "; ours at 75% of the memory bandwidth"
+
+
+def test_limits_of_this_machine_are_measured() -> None:
+    assert 1e8 < peak_flops("cpu", seconds=0.1) < 1e15
+    assert 1e8 < bandwidth("cpu", seconds=0.1, size=2**20) < 1e14
 
 
 def test_ratios_are_between_medians_and_say_how_many_times_better_the_first_is() -> None:
@@ -58,3 +85,45 @@ def test_a_side_that_dies_is_named_with_the_end_of_its_log() -> None:
 
 def test_absent_environments_are_named(tmp_path: Path) -> None:
     assert missing_peers(PIECES["train"](), tmp_path) == ["litgpt", "transformers"]
+
+
+def in_turn(cases: dict, case: str, options: dict, turns: int = 1) -> list[dict]:
+    """What a side notes of its repetitions, without a process of its own."""
+    answers: list[dict] = []
+    read = iter(['"go"\n'] * turns + ["\n"])
+    with pytest.raises(SystemExit):
+        cases[case]({**options, "libraries_mib": 0}, Turns(lambda: next(read), answers.append, 1))
+    return answers[1:]
+
+
+CASES = [case for piece in PIECES.values() for case in piece()]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
+def test_our_side_of_every_case_runs_at_a_toy_size(case: Case) -> None:
+    toy = tiny(case)
+    options = {**toy.options, **toy.sides[0].options, "compile": False}
+    (run,) = in_turn(ours.CASES, toy.case, options)
+    assert run["units"] > 0 and run["seconds"] > 0
+    if case.measure != "rate":
+        assert run[case.measure] > 0
+    if case.measure == "waited_percent":
+        assert run[case.measure] < 100
+
+
+def test_every_side_of_an_ended_sample_has_answers_of_the_same_mean_length() -> None:
+    with_transformers = pytest.importorskip("benchmarks.sides.with_transformers")
+    options = {"model": shape(TINY), "rows": 200, "length": 4, "new": 40}
+    options |= {"precision": "fp32", "ends": 1 / 4}
+    theirs = {"sample": with_transformers.sample}
+    for cases in (ours.CASES, theirs):
+        (run,) = in_turn(cases, "sample", options)
+        # geometric: 4 tokens, EOS included, with a standard error of sqrt(12 / 200) = 0.24
+        assert run["units"] / 200 == pytest.approx(4, abs=1)
+
+
+def test_every_side_trains_on_the_same_number_of_tokens() -> None:
+    with_transformers = pytest.importorskip("benchmarks.sides.with_transformers")
+    toy = tiny(PIECES["train"]()[0]).options
+    theirs = {"train": with_transformers.train}
+    assert {in_turn(cases, "train", toy)[0]["units"] for cases in (ours.CASES, theirs)} == {4 * 16}

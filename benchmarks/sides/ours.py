@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -237,7 +238,8 @@ def loader(options: dict, turns: Turns) -> None:
                 waited = sum(
                     profiler.recorded_durations["[_TrainingEpochLoop].train_dataloader_next"][-count:]
                 )
-                self.turns.done(self.units, waited_seconds=waited)
+                passed = time.perf_counter() - self.turns.started
+                self.turns.done(self.units, waited_percent=100 * waited / passed)
 
     callback = Waited(turns, options["rows"] * options["length"] * count, count)
     quiet = {**QUIET, "enable_checkpointing": False, "precision": options["precision"], "profiler": profiler}
