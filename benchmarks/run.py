@@ -156,6 +156,7 @@ def run_piece(name: str, cases: list[Case], peers: Path, folder: Path) -> Path:
             figure |= against_limit(case, figure["medians"], found["limits"])
         found["figures"].append(figure)
         print(f"{case.title}: {told(figure)}", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return path
