@@ -87,7 +87,11 @@ def train() -> list[Case]:
 
 def compiled() -> list[Case]:
     """Each side through torch.compile: ours by blocks, as CompiledBlocks does, theirs as a whole."""
-    return [training("34M", TRAINED, 8, 512, OURS, TRANSFORMERS, LITGPT, compile=True, warm_up=3, rounds=4)]
+    sides, how = (OURS, TRANSFORMERS, LITGPT), {"compile": True, "warm_up": 3, "rounds": 4}
+    return [
+        training("34M", TRAINED, 8, 512, *sides, **how),
+        training("demo size", DEMO, 16, 256, *sides, **how),
+    ]
 
 
 def memory() -> list[Case]:
@@ -108,11 +112,12 @@ def memory() -> list[Case]:
 def sample() -> list[Case]:
     base = {"model": shape(SAMPLED), "rows": 64, "length": 32, "new": 128}
     shared = {"rows": 4, "length": 256, "new": 32, "samples": 16}
+    mixed = {"rows": 256, "together": 64, "mean": 48}
     cases = []
     for precision in ("fp32", "bf16"):
         ways = {
             "64 rows, 32 + 128 tokens": base,
-            "64 rows, 32 + at most 128 tokens, ended by EOS": {**base, "ends": 1 / 48},
+            "256 answers of 1 to 128 tokens ended by EOS, 64 at a time": {**base, **mixed},
             "4 prompts of 256 tokens, 16 samples of 32 each": {**base, **shared},
         }
         cases += [
@@ -192,7 +197,16 @@ def gpu() -> list[Case]:
 
 PIECES = {function.__name__: function for function in (train, compiled, memory, sample, ppo, scaling, gpu)}
 TINY = ModelConfig(dim=16, n_layers=1, n_heads=2, vocab_size=300, multiple_of=8, max_seq_len=64)
-SMALL = {"rows": 4, "length": 16, "new": 4, "minibatch": 2, "samples": 2, "calls": 2}
+SMALL = {
+    "rows": 4,
+    "together": 2,
+    "mean": 2,
+    "length": 16,
+    "new": 4,
+    "minibatch": 2,
+    "samples": 2,
+    "calls": 2,
+}
 
 
 def tiny(case: Case) -> Case:

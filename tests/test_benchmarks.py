@@ -13,6 +13,7 @@ from benchmarks.render import benchmark_table, limit
 from benchmarks.run import against_limit, measure, missing_peers, summary
 from benchmarks.sides import ours
 from benchmarks.sides.protocol import Turns
+from benchmarks.sides.steps import EOS, prompts_of_lengths
 from llama2_pl import ModelConfig
 
 TINY = ModelConfig(dim=16, n_layers=1, n_heads=2, vocab_size=64, multiple_of=8, max_seq_len=64)
@@ -111,15 +112,15 @@ def test_our_side_of_every_case_runs_at_a_toy_size(case: Case) -> None:
         assert run[case.measure] < 100
 
 
-def test_every_side_of_an_ended_sample_has_answers_of_the_same_mean_length() -> None:
+def test_both_sides_give_answers_of_the_wanted_lengths() -> None:
     with_transformers = pytest.importorskip("benchmarks.sides.with_transformers")
-    options = {"model": shape(TINY), "rows": 200, "length": 4, "new": 40}
-    options |= {"precision": "fp32", "ends": 1 / 4}
+    wide = ModelConfig(dim=128, n_layers=1, n_heads=2, vocab_size=300, multiple_of=8, max_seq_len=64)
+    options = {"model": shape(wide), "rows": 40, "together": 16, "length": 4, "new": 20, "mean": 6}
+    options |= {"precision": "fp32"}
+    wanted = int((prompts_of_lengths(options)[:, -1] - EOS).sum())
+    assert wanted / 40 == pytest.approx(6, abs=2)
     theirs = {"sample": with_transformers.sample}
-    for cases in (ours.CASES, theirs):
-        (run,) = in_turn(cases, "sample", options)
-        # geometric: 4 tokens, EOS included, with a standard error of sqrt(12 / 200) = 0.24
-        assert run["units"] / 200 == pytest.approx(4, abs=1)
+    assert [in_turn(cases, "sample", options)[0]["units"] for cases in (ours.CASES, theirs)] == [wanted] * 2
 
 
 def test_every_side_trains_on_the_same_number_of_tokens() -> None:

@@ -59,17 +59,15 @@ def train(options: dict, turns: Turns) -> None:
 
 
 def sample(options: dict, turns: Turns) -> None:
-    model, prompts = build(options).eval(), steps.random_tokens(options).tolist()
-    device, vocabulary = options.get("device", "cpu"), options["model"]["vocab_size"]
-    if "ends" in options:
-        blocks = model.backbone.layers
-        outputs = [b.attention.wo.weight for b in blocks] + [b.feed_forward.w2.weight for b in blocks]  # type: ignore[union-attr]
-        weights = model.backbone.embedding.weight, outputs, model.head.weight
-        steps.end_by_chance(*weights, vocabulary - 1, options["ends"])  # type: ignore[arg-type]
+    model, device, ends = build(options).eval(), options.get("device", "cpu"), "mean" in options
+    if ends:
+        steps.count_down(model.backbone.embedding.weight, model.head.weight)
+    prompts = (steps.prompts_of_lengths(options) if ends else steps.random_tokens(options)).tolist()
     recipe = {
         "max_new_tokens": options["new"],
-        "eos_id": vocabulary - 1 if "ends" in options else vocabulary,  # nothing is `vocabulary`
+        "eos_id": steps.EOS if ends else options["model"]["vocab_size"],  # which no token is
         "samples_per_prompt": options.get("samples", 1),
+        "max_batch": options.get("together"),
     }
 
     def step() -> float:

@@ -1,4 +1,4 @@
-"""What all sides of the same piece do alike: a training step, a peak of memory, answers that end by chance."""
+"""What all sides of the same piece do alike: a training step, a peak of memory, answers of given lengths."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.sides.protocol import Turns, memory_mib
-
-KEPT = 1.0  # the constant channel of `end_by_chance`
 
 
 def random_tokens(options: dict) -> Tensor:
@@ -47,17 +45,20 @@ def peak_mib(options: dict) -> float:
     return memory_mib("VmHWM") - options["libraries_mib"]
 
 
-@torch.no_grad()
-def end_by_chance(embedding: Tensor, outputs: list[Tensor], head: Tensor, eos_id: int, chance: float) -> None:
-    """Let every step of a freshly initialised network choose EOS with about this chance.
+EOS = 2  # where answers count down to
 
-    Channel 0 of the residual stream is held constant: every token brings it, no block writes to it (`outputs`, the
-    matrices (D, inputs) into the stream), and of the head (V, D) only the row of EOS reads it.
-    """
-    vocabulary, size = head.shape
-    embedding[:, 0] = KEPT
-    for matrix in outputs:
-        matrix[0] = 0.0
-    head[:, 0] = 0.0
-    # The norm divides by the root mean square, which is that of the constant and of little else.
-    head[eos_id, 0] = math.log(vocabulary * chance / (1 - chance)) / math.sqrt(size)
+
+@torch.no_grad()
+def count_down(embedding: Tensor, head: Tensor) -> None:
+    """Let token t be followed by t - 1, whatever the blocks of a freshly initialised network add: (V, D) both."""
+    embedding.normal_()
+    head.copy_(embedding.roll(-1, 0) / 4)  # row t - 1 reads the embedding of t
+
+
+def prompts_of_lengths(options: dict) -> Tensor:
+    """(rows, length) prompts; the last token says how many are to come, EOS included: about `mean`, at most `new`."""
+    draws = torch.rand(options["rows"], generator=torch.Generator().manual_seed(0))
+    lengths = (draws.log() / math.log(1 - 1 / options["mean"])).ceil().clamp(1, options["new"])  # geometric
+    prompts = random_tokens(options)
+    prompts[:, -1] = EOS + lengths.long()
+    return prompts

@@ -35,24 +35,25 @@ def train(options: dict, turns: Turns) -> None:
 
 
 def sample(options: dict, turns: Turns) -> None:
-    model, prompts = build(options).eval(), steps.random_tokens(options)
-    eos_id, samples = options["model"]["vocab_size"] - 1, options.get("samples", 1)
-    if "ends" in options:
-        blocks = model.model.layers
-        outputs = [b.self_attn.o_proj.weight for b in blocks] + [b.mlp.down_proj.weight for b in blocks]
-        weights = model.model.embed_tokens.weight, outputs, model.lm_head.weight
-        steps.end_by_chance(*weights, eos_id, options["ends"])
-    choice = {"do_sample": True, "temperature": 1.0, "top_k": 0, "num_return_sequences": samples}
-    choice |= {"eos_token_id": eos_id if "ends" in options else None, "pad_token_id": 0}
+    model, ends = build(options).eval(), "mean" in options
+    if ends:
+        steps.count_down(model.model.embed_tokens.weight, model.lm_head.weight)
+    prompts = steps.prompts_of_lengths(options) if ends else steps.random_tokens(options)
+    choice = {"do_sample": True, "temperature": 1.0, "top_k": 0, "pad_token_id": 0}
+    choice |= {"num_return_sequences": options.get("samples", 1), "eos_token_id": steps.EOS if ends else None}
+
+    def answer(tokens: torch.Tensor) -> float:
+        mask = torch.ones_like(tokens)
+        rows = model.generate(tokens, attention_mask=mask, max_new_tokens=options["new"], **choice)
+        answers = rows[:, tokens.shape[1] :]
+        ended = (answers == steps.EOS).long().cumsum(1) - (answers == steps.EOS).long()  # EOS itself counts
+        return float((ended == 0).sum()) if ends else float(answers.numel())
 
     @torch.inference_mode()
     def step() -> float:
-        mask = torch.ones_like(prompts)
-        rows = model.generate(prompts, attention_mask=mask, max_new_tokens=options["new"], **choice)
-        answers = rows[:, prompts.shape[1] :]
-        ended = (answers == eos_id).long().cumsum(1) - (answers == eos_id).long()  # EOS itself counts
+        counted = sum(answer(part) for part in prompts.split(options.get("together", len(prompts))))
         steps.finish(options.get("device", "cpu"))
-        return float((ended == 0).sum()) if "ends" in options else float(answers.numel())
+        return counted
 
     repeat(step, turns)
 
