@@ -13,6 +13,7 @@ from llama2_pl.data.batches import PreferenceBatch
 from llama2_pl.model.heads import ScalarModel
 
 RATINGS = ("significantly better", "better", "slightly better", "negligibly better")
+UNRATED = -1  # counts in `overall` and in no rating
 SAFETY_BINS = {
     "safe over unsafe": (1.0, 0.0),
     "both safe": (1.0, 1.0),
@@ -108,7 +109,7 @@ def is_right(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 def accuracy_by_rating(chosen: Tensor, rejected: Tensor, rating: Tensor) -> Accuracy:
-    """Scores (N,), (N,) and ratings (N,) in 0..3 -> accuracy by rating.
+    """Scores (N,), (N,) and ratings (N,) in 0..3, or UNRATED -> accuracy by rating.
 
     Llama 2 §3.2.2, table 8.
     """

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from llama2_pl.model.attention import attend
 from llama2_pl.model.cache import LayerCache
 from llama2_pl.model.config import ModelConfig
+from llama2_pl.model.onednn import OneDnnLinear, suits_onednn
 
 INIT_STD = 0.02
 
@@ -41,6 +42,12 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         normal_(self.weight, self.std)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs)."""
+        if suits_onednn(input, self.weight):
+            return OneDnnLinear.apply(input, self.weight)  # type: ignore[return-value]
+        return super().forward(input)
 
 
 class Embedding(nn.Embedding):

@@ -10,6 +10,7 @@ from torch import Tensor
 from llama2_pl.generation.sampler import Rollout
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.modules.policy import Scored
+from llama2_pl.modules.unpadded import Packing, packing, read
 from llama2_pl.objectives.language import token_logprobs_from_hidden
 from llama2_pl.objectives.ppo import values_before_tokens
 from llama2_pl.objectives.reward import whiten
@@ -61,16 +62,22 @@ class Iteration(NamedTuple):
     """What each minibatch logged, in order."""
 
 
+def shortest_context(*models: LanguageModel | ScalarModel) -> int:
+    """Most tokens of a row that all of them can read."""
+    return min(model.config.max_seq_len for model in models)
+
+
 def policy_logprobs(
-    model: LanguageModel, tokens: Tensor, mask: Tensor, temperature: float
+    model: LanguageModel, tokens: Tensor, mask: Tensor, temperature: float, packed: Packing | None = None
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each response token under the distribution that is sampled from, and its entropy."""
-    return token_logprobs_from_hidden(model.hidden(tokens), model.head, tokens, mask, temperature)
+    hidden = read(model.hidden, tokens, packed)
+    return token_logprobs_from_hidden(hidden, model.head, tokens, mask, temperature)
 
 
-def state_values(model: ScalarModel, tokens: Tensor, mask: Tensor) -> Tensor:
+def state_values(model: ScalarModel, tokens: Tensor, mask: Tensor, packed: Packing | None = None) -> Tensor:
     """(B, T): the value of the state in which each response token is chosen."""
-    return values_before_tokens(model(tokens)) * mask
+    return values_before_tokens(read(model, tokens, packed)) * mask
 
 
 @torch.no_grad()
@@ -82,20 +89,21 @@ def judge(
     temperature: float,
     batch: int,
 ) -> Judgement:
-    """Read the rollout once by each network, `batch` rows at a time.
+    """Read the rollout once by each network, `batch` rows at a time and without their padding.
 
     The sampler's log-probabilities are not used: they come from cached decoding, whose rounding differs from
     that of training, and the first ratio would not be 1.
     """
     parts = []
     for tokens, mask in zip(rollout.tokens.split(batch), rollout.response_mask.split(batch), strict=True):
-        hidden = policy.hidden(tokens)
+        packed = packing(mask, shortest_context(policy, reference, value))
+        hidden = read(policy.hidden, tokens, packed)
         logprobs, entropy = token_logprobs_from_hidden(hidden, policy.head, tokens, mask, temperature)
         at_one = logprobs
         if temperature != 1:
             at_one, _ = token_logprobs_from_hidden(hidden, policy.head, tokens, mask)
-        reference_logprobs, _ = policy_logprobs(reference, tokens, mask, temperature)
-        values = state_values(value, tokens, mask)
+        reference_logprobs, _ = policy_logprobs(reference, tokens, mask, temperature, packed)
+        values = state_values(value, tokens, mask, packed)
         parts.append(Judgement(logprobs, reference_logprobs, values, entropy, at_one))
     return Judgement(*(torch.cat(column) for column in zip(*parts, strict=True)))
 

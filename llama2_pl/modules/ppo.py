@@ -22,10 +22,12 @@ from llama2_pl.modules.experience import (
     counted_tokens,
     judge,
     policy_logprobs,
+    shortest_context,
     state_values,
 )
 from llama2_pl.modules.optimizer import adamw, decay_groups
 from llama2_pl.modules.policy import PolicyModule, Scored, seeded, weights_fingerprint
+from llama2_pl.modules.unpadded import packing
 from llama2_pl.objectives import ppo
 from llama2_pl.objectives.reward import whiten
 
@@ -255,8 +257,9 @@ class PPOModule(PolicyModule):
         hp, mask = self.hparams, minibatch.mask
         # Also those of the passes without gradients, through which none would flow.
         torch.clear_autocast_cache()
-        logprobs, _ = policy_logprobs(self.policy, minibatch.tokens, mask, hp["temperature"])
-        values = state_values(self.value, minibatch.tokens, mask)
+        packed = packing(mask, shortest_context(self.policy, self.value))
+        logprobs, _ = policy_logprobs(self.policy, minibatch.tokens, mask, hp["temperature"], packed)
+        values = state_values(self.value, minibatch.tokens, mask, packed)
         policy_loss, stats = ppo.ppo_policy_loss(
             logprobs, minibatch.logprobs, minibatch.advantages, mask, hp["clip"]
         )

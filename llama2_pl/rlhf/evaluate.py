@@ -27,6 +27,7 @@ from llama2_pl.evaluation.answers import answer, fits, room_for_prompt
 from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature
 from llama2_pl.evaluation.intervals import bootstrap, wilson
 from llama2_pl.evaluation.reward import (
+    UNRATED,
     ScoredPairs,
     accuracy_by_rating,
     accuracy_by_safety,
@@ -311,14 +312,14 @@ def pairs_that_fit(pairs: Sequence[PreferenceRow], tokenizer: Tokenizer, room: i
 def score_preferences(
     model: ScalarModel, pairs: Sequence[PreferenceRow], tokenizer: Tokenizer, sources: Sequence[str]
 ) -> ScoredPairs:
-    """The pairs scored; a pair without a rating counts as slightly better, as in training."""
+    """The pairs scored; one without a rating is in no row of table 8, though it trains as slightly better."""
     chosen = [_ids(row.prompt, row.chosen, tokenizer) for row in pairs]
     rejected = [_ids(row.prompt, row.rejected, tokenizer) for row in pairs]
     first, second = score_responses(model, chosen + rejected).chunk(2)
     return ScoredPairs(
         chosen=first,
         rejected=second,
-        rating=torch.tensor([2 if row.rating is None else row.rating for row in pairs]),
+        rating=torch.tensor([UNRATED if row.rating is None else row.rating for row in pairs]),
         source=torch.tensor([sources.index(row.source) for row in pairs]),
         chosen_safe=_labels(row.chosen_safe for row in pairs),
         rejected_safe=_labels(row.rejected_safe for row in pairs),
