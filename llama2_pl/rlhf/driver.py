@@ -162,6 +162,7 @@ def variables(loop: Loop, version: int) -> dict[str, str]:
         "SAVE_EVERY": str(loop.every.save),
         "CANDIDATE_EVERY": str(loop.every.candidate),
         "LOOK_EVERY": str(loop.every.look),
+        "PATIENCE": str(loop.every.patience),
         "GOLD": gold_judge(files.prompts),
         "CACHE": str(loop.out / "cache"),
     }

@@ -116,11 +116,13 @@ class Every:
         save: optimizer steps between the checkpoints that a killed stage goes on from.
         candidate: optimizer steps between those of fine-tuning that the version is chosen from.
         look: PPO iterations between looks at held-out prompts.
+        patience: PPO stops after this many looks without a new best.
     """
 
     save: int = 100
     candidate: int = 100
     look: int = 10
+    patience: int = 5
 
 
 @dataclass(frozen=True)
