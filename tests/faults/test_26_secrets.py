@@ -32,13 +32,16 @@ def test_no_file_and_no_line_of_a_run_holds_a_secret_of_its_environment(tmp_path
     ]
     (tmp_path / "log.yaml").write_text(yaml.safe_dump({"trainer": {"logger": loggers}}))
     names = ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY")
-    environment = {**os.environ, **dict.fromkeys(names, SECRET), "PYTHONPATH": str(tiny.ROOT)}
+    # not its own W&B settings: WANDB_SERVICE alone, left behind by a run of this process, names another process that
+    # would write this run's files
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {
+        **dict.fromkeys(names, SECRET),
+        "PYTHONPATH": str(tiny.ROOT),
         "OMP_NUM_THREADS": "1",
         "WANDB_DIR": str(tmp_path / "wandb"),
         "https_proxy": "http://127.0.0.1:9",
     }
-    environment.pop("WANDB_MODE", None)
     (tmp_path / "wandb").mkdir()
     stage = tiny.stages()["pretrain"]
     words = [*stage.words, "--config", "log.yaml", "--trainer.max_steps=2"]
@@ -52,7 +55,8 @@ def test_no_file_and_no_line_of_a_run_holds_a_secret_of_its_environment(tmp_path
         output += done.stdout + done.stderr
     assert SECRET not in output
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert any(path.suffix == ".wandb" for path in files) and any("config-" in path.name for path in files)
+    for sort in ("run-*.wandb", "config-*.yaml", "metrics.csv", "last.ckpt"):
+        assert any(path.match(sort) for path in files), f"{sort} is not among {files}\n{output[-4000:]}"
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
 
 
@@ -96,6 +100,7 @@ def test_a_folder_that_w_and_b_cannot_write_stops_no_training(
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where W&B writes instead
     monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("WANDB_MODE", "offline")  # the logger sets it too, and this is taken back
     (tmp_path / "file").write_text("in the way")
     logger = WandbLogger(offline=True, save_dir=str(tmp_path / "file" / "below"))
     trainer = L.Trainer(
@@ -105,5 +110,5 @@ def test_a_folder_that_w_and_b_cannot_write_stops_no_training(
     try:
         trainer.fit(BoringModel(), torch.utils.data.DataLoader(torch.ones(4, 32)))  # type: ignore[arg-type]
     finally:
-        wandb.finish()
+        wandb.teardown()  # ends the run, and its service with the WANDB_SERVICE that child processes would inherit
     assert trainer.global_step == 2
