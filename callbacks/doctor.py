@@ -149,8 +149,9 @@ class PPODoctor(L.Callback):
         scores = list(judge(rows, decode_responses(iteration.rollout, self._tokenizer)))
         reward = iteration.scored.scores
         judged = torch.tensor(scores, dtype=torch.float32, device=reward.device)
-        start = self.judge_start.setdefault(name, measure.judge_start(reward, judged))
-        return measure.judge_numbers(name, reward, judged, start)
+        if name not in self.judge_start:  # of all ranks, because a checkpoint keeps rank 0's
+            self.judge_start[name] = measure.judge_start(of_all_ranks(reward), of_all_ranks(judged))
+        return measure.judge_numbers(name, reward, judged, self.judge_start[name])
 
     def _compare_with_start(self, numbers: measure.Numbers) -> None:
         """Entropy and length as multiples of the first iteration's."""
@@ -194,12 +195,25 @@ class PPODoctor(L.Callback):
                 logger.log_table("doctor/findings", columns=columns, data=rows)
 
 
+def gathered(value: Any) -> list[Any]:
+    """Every rank's value, in order of the ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, value)
+    return parts
+
+
+def of_all_ranks(scores: Tensor) -> Tensor:
+    """(B,) of each rank -> (B of all ranks,), on the CPU."""
+    return torch.cat(gathered(scores.detach().cpu()))
+
+
 def over_ranks(numbers: measure.Numbers) -> measure.Numbers:
     """The mean over all ranks, or the worst; a number that one rank does not know is the others'."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    parts = gathered(numbers)
+    if len(parts) == 1:
         return numbers
-    parts: list[measure.Numbers] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, numbers)
     merged = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         values = [part[name] for part in parts if name in part]

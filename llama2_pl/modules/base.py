@@ -221,7 +221,10 @@ class LlamaModule(L.LightningModule):
         groups = decay_groups(self.parameters(), hp["lr"], hp["weight_decay"])
         optimizer = adamw(groups, hp["betas"], hp["eps"])
         total = planned_steps(self.trainer)
-        schedule = cosine_schedule(optimizer, self.warmup(total), total, hp["min_lr_ratio"])
+        option = "warmup_steps" if "warmup_steps" in hp else "min_warmup_steps or warmup_ratio"
+        schedule = cosine_schedule(
+            optimizer, self.warmup(total), total, hp["min_lr_ratio"], f"model.{option}"
+        )
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 

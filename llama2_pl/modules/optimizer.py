@@ -52,13 +52,16 @@ def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int, final_rat
 
 
 def cosine_schedule(
-    optimizer: Optimizer, warmup_steps: int, total_steps: int, final_ratio: float
+    optimizer: Optimizer, warmup_steps: int, total_steps: int, final_ratio: float, option: str
 ) -> dict[str, Any]:
-    """What `configure_optimizers` returns as its scheduler: one update per optimizer step."""
+    """What `configure_optimizers` returns as its scheduler: one update per optimizer step.
+
+    `option` names what set warmup_steps, for the warning.
+    """
     if warmup_steps >= total_steps > 1:
         rank_zero_warn(
             f"warm-up takes {warmup_steps} steps and the run has {total_steps}: "
-            "the learning rate never reaches its peak; lower model.warmup_steps"
+            f"the learning rate never reaches its peak; lower {option}"
         )
     schedule = LambdaLR(
         optimizer, lambda step: cosine_with_warmup(step, warmup_steps, total_steps, final_ratio)

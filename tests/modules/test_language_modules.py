@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from types import SimpleNamespace
 from unittest import mock
 
 import lightning as L
@@ -276,6 +277,22 @@ def test_each_hyper_parameter_changes_the_weights(config, trainer, make, change)
         trainer(max_steps=3).fit(module, make.loader(batches))
         results.append(module.model.backbone.layers[0].attention.wq.weight.detach().clone())
     assert not torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        (PretrainModule, ["warmup_steps"]),
+        (SFTModule, ["min_warmup_steps", "warmup_ratio"]),
+    ],
+)
+def test_a_warm_up_as_long_as_the_run_is_said_with_the_options_of_the_stage(config, monkeypatch, kind, own):
+    module = kind(config, **{own[0]: 4})
+    module.configure_model()
+    monkeypatch.setattr(module, "_trainer", SimpleNamespace(max_steps=4))
+    with pytest.warns(UserWarning, match=f"4 steps and the run has 4: .*; lower model.{' or '.join(own)}$"):
+        module.configure_optimizers()
+    assert set(own) <= set(module.hparams)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])

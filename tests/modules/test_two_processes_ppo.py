@@ -68,6 +68,8 @@ class Planted(PPOModule):
 class Data(L.LightningDataModule):
     """Rank 0 has the first half of the prompts; in the second iteration all ranks have the same."""
 
+    rows = range(8)
+
     def train_dataloader(self):
         rows = ROWS[self.trainer.global_rank if self.trainer.world_size > 1 else None]
         index = torch.tensor(rows)
@@ -83,10 +85,12 @@ class Save(L.Callback):
         self.kind = kind
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        (doctor,) = (callback for callback in trainer.callbacks if isinstance(callback, PPODoctor))
         kept = {
             "weights": {name: value.clone() for name, value in module.state_dict().items()},
             "metrics": {name: value.item() for name, value in trainer.callback_metrics.items()},
             "tokens": module.last_iteration.rollout.tokens,
+            "judge_start": doctor.state_dict()["judge_start"]["gold"],
         }
         torch.save(kept, f"{folder}/{self.kind}_{trainer.global_rank}_{batch_idx}.pt")
 
@@ -97,7 +101,8 @@ def train(kind, strategy, devices):
         **files, tokenizer=tokenizer, max_new_tokens=10, minibatch_size=4, epochs=2, max_grad_norm=100.0,
         beta=0.3, value_coefficient=1.0, value_clip=None,
     )
-    doctor = PPODoctor(dirpath=f"{folder}/{kind}", stop=False)
+    gold = lambda rows, answers: [row + len(text) for row, text in zip(rows, answers)]
+    doctor = PPODoctor(dirpath=f"{folder}/{kind}", stop=False, gold=gold)
     trainer = L.Trainer(
         accelerator="cpu", devices=devices, strategy=strategy, max_epochs=1, use_distributed_sampler=False,
         callbacks=[doctor, Save(kind)], logger=False, enable_progress_bar=False, enable_model_summary=False,
@@ -165,6 +170,16 @@ def test_the_doctor_sees_the_batch_of_all_ranks(folder):
         "branch_tagged",
     ):
         assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
+
+
+def test_the_start_that_a_judge_is_compared_with_is_that_of_all_ranks(folder):
+    one, *two = (
+        torch.load(folder / name)["judge_start"] for name in ("one_0_0.pt", "two_0_0.pt", "two_1_0.pt")
+    )
+    assert one["count"] == 8 and one["judge_sd"] > 0
+    for start in two:  # a checkpoint of several ranks keeps rank 0's, which every rank then goes on from
+        assert start == pytest.approx(one, rel=1e-4, abs=1e-5)
+    assert two[0] == two[1]
 
 
 def test_ranks_draw_their_own_answers_and_keep_one_set_of_weights(folder):
