@@ -55,6 +55,21 @@ def study_table(study: dict) -> str:
     return "\n".join(["", head, "", *columns, *lines, ""])
 
 
+def reward_study_table(study: dict) -> str:
+    """Margin and auxiliary loss on and off, seed by seed, from docs/runs/reward_study/study.json."""
+    keys = ("helpfulness accuracy", "safety accuracy", "unsafe recall", "unsafe precision")
+    lines = [
+        f"| {row['arm']} | " + " | ".join(interval(row[key]) if key in row else "" for key in keys) + " |"
+        for row in study["differences"]
+    ]
+    head = (
+        f"The same for reward models alone, {len(study['seeds'])} seeds, from [docs/runs/reward_study]"
+        "(docs/runs/reward_study): the first minus the second, seed by seed (Tables 28 and 29):"
+    )
+    columns = [f"| | {' | '.join(keys)} |", "|---|" + "---|" * len(keys)]
+    return "\n".join(["", head, "", *columns, *lines, ""])
+
+
 def interval(row: dict) -> str:
     return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
@@ -118,10 +133,12 @@ def main() -> None:
     text = readme.read_text(encoding="utf-8")
     runs = ROOT / "docs" / "runs"
     study = json.loads((runs / "study" / "study.json").read_text(encoding="utf-8"))
+    rewards = json.loads((runs / "reward_study" / "study.json").read_text(encoding="utf-8"))
     gatt = json.loads((runs / "gatt" / "results.json").read_text(encoding="utf-8"))
     tables = [
         demo_table(results, seconds),
         study_table(study),
+        reward_study_table(rewards),
         gatt_table(gatt),
         benchmark_table(ROOT / "benchmarks" / "results"),
     ]

@@ -179,10 +179,11 @@ def dialogues(options: dict, turns: Turns) -> None:
     length, rows = options["length"], options["rows"]
     lengths = alpaca_like(512, length)
     plan = pack_whole(lengths, length, seed=0)
-    chosen = [plan.row(r) for r in range(rows)] if options["packed"] else None
-    one_each = [[d] for r in range(rows) for d in plan.row(r)]
-    batch = rows_of(chosen or one_each, lengths, options["model"]["vocab_size"])
-    real = sum(int(lengths[d]) for r in range(rows) for d in plan.row(r))
+    # any rows: the first ones of a plan hold the longest dialogues
+    drawn = [plan.row(int(r)) for r in np.random.default_rng(1).permutation(len(plan))[:rows]]
+    one_each = [[d] for row in drawn for d in row]
+    batch = rows_of(drawn if options["packed"] else one_each, lengths, options["model"]["vocab_size"])
+    real = sum(int(lengths[d]) for row in drawn for d in row)
     batch = batch if options["packed"] else batch._replace(document_ids=None)
     model = build(options)
     counted = _Counted(turns, real, batch.tokens.numel())
