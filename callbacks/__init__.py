@@ -6,6 +6,7 @@ from llama2_pl.callbacks.doctor import PPODoctor
 from llama2_pl.callbacks.early_stopping import HeldOutPromptEarlyStopping
 from llama2_pl.callbacks.ghost_attention import GhostAttention
 from llama2_pl.callbacks.guards import LossGuard
+from llama2_pl.callbacks.kernels import CudaKernels
 from llama2_pl.callbacks.preemption import PreemptionCheckpoint
 from llama2_pl.callbacks.rewards import CheckpointReward, OracleReward
 from llama2_pl.callbacks.strategy import FSDPStrategySelector, select_strategy
@@ -15,6 +16,7 @@ __all__ = [
     "CarbonFootprint",
     "CheckpointReward",
     "CompiledBlocks",
+    "CudaKernels",
     "FSDPStrategySelector",
     "GhostAttention",
     "HeldOutPromptEarlyStopping",

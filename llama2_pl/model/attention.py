@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 
 QUERY_BLOCK = 128  # the fastest of 64 to 512 on two cores with bf16 products, at 256 and 512 tokens
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+class Documents(NamedTuple):
+    """Packed rows for the flash kernel: bounds (N + 1,) int32 of the N documents among B * T tokens."""
+
+    bounds: Tensor
+    longest: int
+    """No document has more tokens."""
+
+
+Mask = Tensor | Documents | None
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
     """Queries (B, H, T, K) read keys and values (B, G, S, K), each of the G for H / G heads -> (B, H, T, K).
 
-    mask (B or 1, 1, T, S) True where attended; None: plain causal, or everything for a single query.
+    mask (B or 1, 1, T, S) True where attended; None: plain causal, or everything for a single query; Documents:
+    causal inside each.
     """
+    if isinstance(mask, Documents):
+        return attend_in_documents(queries, keys, values, mask)
     steps = queries.shape[2]
     if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and steps == keys.shape[2] > 1:
         return attend_in_blocks(queries, keys, values, mask)
@@ -27,6 +43,23 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
         is_causal=mask is None and steps > 1,
         enable_gqa=keys.shape[1] != queries.shape[1],
     )
+
+
+def attend_in_documents(queries: Tensor, keys: Tensor, values: Tensor, documents: Documents) -> Tensor:
+    """Each document of packed rows by itself, in torch's flash kernel: CUDA, bf16 or fp16."""
+    if queries.dtype == torch.float32:
+        raise ValueError(
+            "flash_attention is on and computes in bf16 or fp16, and the network runs in float32: "
+            "set trainer.precision to bf16-mixed, or turn it off"
+        )
+    bounds, longest = documents
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (queries, keys, values))  # (B * T, heads, K)
+    shared = q.shape[1] != k.shape[1]
+    attended = varlen_attn(
+        q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0), enable_gqa=shared
+    )  # a window of all that came before: causal
+    assert isinstance(attended, Tensor)
+    return attended.unflatten(0, (queries.shape[0], queries.shape[2])).transpose(1, 2)
 
 
 def attend_in_blocks(

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from llama2_pl.model.attention import attend
+from llama2_pl.model.attention import Mask, attend
 from llama2_pl.model.cache import LayerCache
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.onednn import OneDnnLinear, suits_onednn
@@ -76,11 +76,14 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        scaled, device = normed.to(x.dtype) * self.weight.to(x.dtype), x.device.type
-        # The meta device has no autocast.
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            return scaled.to(torch.get_autocast_dtype(device))
-        return scaled
+        return (normed.to(x.dtype) * self.weight.to(x.dtype)).to(matrix_dtype(x))
+
+
+def matrix_dtype(x: Tensor) -> torch.dtype:
+    """The type in which x is multiplied by a matrix: autocast's where that is on. The meta device has none."""
+    device = x.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else x.dtype
 
 
 class RoPE(nn.Module):
@@ -139,15 +142,18 @@ class Attention(nn.Module):
         self.wv = Linear(config.dim, keys)
         self.wo = Linear(queries, config.dim, residual_std(config))
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D); mask (B, 1, T, S) True where attended, None: plain causal."""
-        queries = rotate(self._heads(self.wq(x)), rotation)
-        keys, values = rotate(self._heads(self.wk(x)), rotation), self._heads(self.wv(x))
+        queries, keys = self.rotate(self._heads(self.wq(x)), self._heads(self.wk(x)), rotation)
+        values = self._heads(self.wv(x))
         if cache is not None:
             keys, values = cache.write(keys, values)
             keys, values = keys.to(queries.dtype), values.to(queries.dtype)
         attended = attend(queries, keys, values, mask)
         return self.wo(attended.transpose(1, 2).flatten(2))
+
+    def rotate(self, queries: Tensor, keys: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        return rotate(queries, rotation), rotate(keys, rotation)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, heads * K) -> (B, heads, T, K); the number of heads is read off, for tensor parallel has fewer."""
@@ -179,7 +185,7 @@ class Block(nn.Module):
         # Set by `parallelize`. A flag, since torch's checkpoint_wrapper would change the names of the parameters.
         self.recompute = False
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None) -> Tensor:
         """Keeps no activations for the backward pass where `recompute` is set; never so with a cache."""
         if not self.recompute or cache is not None or not torch.is_grad_enabled():
             return self._transform(x, rotation, mask, cache)
@@ -188,9 +194,7 @@ class Block(nn.Module):
             self._transform, x, rotation, mask, None, use_reentrant=False, preserve_rng_state=False
         )
 
-    def _transform(
-        self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: LayerCache | None
-    ) -> Tensor:
+    def _transform(self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None) -> Tensor:
         h = x + self.attention(self.attention_norm(x), rotation, mask, cache)
         return h + self.feed_forward(self.ffn_norm(h))
 

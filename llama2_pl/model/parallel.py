@@ -20,6 +20,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from llama2_pl.model import kernels
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.model.layers import Block
 
@@ -35,6 +36,7 @@ class ParallelPlan:
     Attributes:
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
         compile: compile each block; where there is no C++ compiler they run as they are, with a warning.
+        liger, flash_attention, float8: switches of llama2_pl.model.kernels, for CUDA.
         bf16_parameters: with FSDP2, gather parameters in bf16 and reduce gradients in fp32.
         data_parallel_size: ranks that FSDP2 shards over; 1: no sharding. For whoever makes the mesh, as the next:
             `parallelize` follows the mesh.
@@ -46,6 +48,9 @@ class ParallelPlan:
     bf16_parameters: bool = False
     data_parallel_size: int = 1
     tensor_parallel_size: int = 1
+    liger: bool = False
+    flash_attention: bool = False
+    float8: bool = False
 
 
 def parallelize(model: Network, plan: ParallelPlan, mesh: DeviceMesh | None = None) -> Network:
@@ -58,6 +63,7 @@ def parallelize(model: Network, plan: ParallelPlan, mesh: DeviceMesh | None = No
             None: one device or DDP.
     """
     assert isinstance(model, LanguageModel | ScalarModel)
+    _use_kernels(model, plan, mesh)
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
         _tensor_parallel(model, mesh["tensor_parallel"])
     compile = plan.compile and _can_compile()
@@ -89,6 +95,26 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 def _blocks(model: LanguageModel | ScalarModel) -> list[Block]:
     return list(model.backbone.layers)  # type: ignore[arg-type]
+
+
+def _use_kernels(model: LanguageModel | ScalarModel, plan: ParallelPlan, mesh: DeviceMesh | None) -> None:
+    """The plan's switches; ValueError where one cannot be had, or was never seen beside another option."""
+    for switch in kernels.NEEDS:
+        if getattr(plan, switch):
+            kernels.require(switch)
+    if plan.liger and plan.compile:
+        raise ValueError("liger and compile are on: torch.compile fuses the same parts; turn one of them off")
+    if (plan.liger or plan.float8) and mesh is not None and mesh["tensor_parallel"].size() > 1:
+        raise ValueError(
+            f"{'liger' if plan.liger else 'float8'} is on and tensor_parallel_size is above 1: "
+            "neither liger nor float8 was joined with it; turn it off, or set tensor_parallel_size to 1"
+        )
+    if plan.liger:
+        kernels.use_liger(model)
+    if plan.flash_attention:
+        kernels.use_flash_attention(model)
+    if plan.float8:
+        kernels.use_float8(_blocks(model))
 
 
 def _can_compile() -> bool:

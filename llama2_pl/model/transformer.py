@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from llama2_pl.model.attention import Documents
 from llama2_pl.model.cache import KVCache
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.layers import Block, Embedding, RMSNorm, RoPE
@@ -22,6 +24,8 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.rope = RoPE(config)
+        # Set by `parallelize`.
+        self.flash_attention = False
 
     def reset_parameters(self) -> None:
         """Every part anew."""
@@ -52,7 +56,10 @@ class Transformer(nn.Module):
         check_lengths(self.config, tokens, positions, document_ids, key_mask, cache)
         if positions is None:
             positions = default_positions(tokens, document_ids, key_mask, past)
-        mask = attention_mask(tokens, document_ids, key_mask, past)
+        if self.flash_attention and document_ids is not None and key_mask is None:
+            mask = bounds_of_documents(document_ids)
+        else:
+            mask = attention_mask(tokens, document_ids, key_mask, past)
         rotation = self.rope(positions)
         hidden = self.embedding(tokens)
         for number, layer in enumerate(self.layers):
@@ -115,9 +122,20 @@ def default_positions(
 def positions_in_documents(document_ids: Tensor) -> Tensor:
     """(B, T) -> (B, T): each token's distance from the start of its document."""
     place = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    return place - torch.where(starts_of_documents(document_ids), place, 0).cummax(1).values
+
+
+def starts_of_documents(document_ids: Tensor) -> Tensor:
+    """(B, T) -> (B, T) bool: the first token of each document in its row, and of the padding."""
     starts = torch.ones_like(document_ids, dtype=torch.bool)
     starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return place - torch.where(starts, place, 0).cummax(1).values
+    return starts
+
+
+def bounds_of_documents(document_ids: Tensor) -> Documents:
+    """(B, T) -> where each document begins among the B * T tokens. The host waits for their number, once a pass."""
+    first = starts_of_documents(document_ids).flatten().nonzero().flatten()
+    return Documents(F.pad(first, (0, 1), value=document_ids.numel()).int(), document_ids.shape[1])
 
 
 def attention_mask(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader
 
-from llama2_pl.callbacks import CompiledBlocks
+from llama2_pl.callbacks import CompiledBlocks, CudaKernels
 from llama2_pl.callbacks import strategy as selector_module
 from llama2_pl.callbacks.strategy import FSDPStrategySelector, parallel_plan, running_layout, select_strategy
 from llama2_pl.callbacks.strategy_plan import choose_plan
@@ -187,6 +189,21 @@ def test_compiled_blocks_are_asked_for_without_touching_the_rest_of_a_plan() -> 
     module.parallel_plan = ParallelPlan(activation_checkpointing=True)  # type: ignore[assignment]
     fit(CompiledBlocks(), module=module)
     assert module.seen == ParallelPlan(activation_checkpointing=True, compile=True)
+
+
+def test_kernels_are_asked_for_one_by_one_and_only_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Line()
+    module.parallel_plan = ParallelPlan(compile=True)  # type: ignore[assignment]
+    assert fit(CudaKernels(), module=module).parallel_plan == ParallelPlan(compile=True)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="flash_attention is on and there is no CUDA device"):
+            fit(CudaKernels(flash_attention=True))
+    monkeypatch.setattr("llama2_pl.callbacks.kernels.require", lambda switch: None)
+    with pytest.raises(ValueError, match="float8 is on and the Trainer runs on cpu"):
+        fit(CudaKernels(float8=True))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda")))
+    CudaKernels(flash_attention=True, float8=True).setup(trainer, module, "fit")  # type: ignore[arg-type]
+    assert module.parallel_plan == ParallelPlan(compile=True, flash_attention=True, float8=True)
 
 
 def test_checkpointing_is_asked_for_where_only_that_fits() -> None:

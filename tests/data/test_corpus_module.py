@@ -97,6 +97,19 @@ def test_workers_change_nothing(make_data: MakeData, num_workers: int) -> None:
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize("cuda", [True, False])
+def test_batches_for_a_gpu_are_pinned_and_workers_prepare_them_ahead(
+    make_data: MakeData, monkeypatch: pytest.MonkeyPatch, cuda: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    asked = []
+    monkeypatch.setattr("llama2_pl.data.loader.DataLoader", lambda *_, **options: asked.append(options) or [])
+    data = ready(make_data(num_workers=2))
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        list(loader)  # type: ignore[arg-type]
+    assert [(options["pin_memory"], options["num_workers"]) for options in asked] == [(cuda, 2)] * 2
+
+
 def test_another_seed_gives_other_batches_and_the_same_seed_the_same(make_data: MakeData) -> None:
     runs = [[b.tokens.tolist() for b in batches(ready(make_data(seed=s)))] for s in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]

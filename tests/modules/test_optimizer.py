@@ -34,6 +34,7 @@ def test_gains_do_not_decay_and_matrices_do():
     assert [p.shape for p in free["params"]] == [torch.Size([2])]
     optimizer = adamw([decayed, free], (0.9, 0.95), 1e-5)
     assert optimizer.defaults["betas"] == (0.9, 0.95) and optimizer.defaults["eps"] == 1e-5
+    assert all(group["fused"] for group in optimizer.param_groups)
 
 
 def run(**attributes) -> Any:
