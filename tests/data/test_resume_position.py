@@ -273,7 +273,9 @@ def test_dialogue_epochs_hold_every_dialogue_once_over_three_interruptions(
 
     class Counts(recorder):
         def training_step(self, batch, batch_idx: int):
-            for tokens, ids in zip(batch.tokens, batch.document_ids, strict=True):
+            # None: each row is one document, and padding
+            ids_of_rows = -(batch.tokens == 0).int() if batch.document_ids is None else batch.document_ids
+            for tokens, ids in zip(batch.tokens, ids_of_rows, strict=True):
                 self.seen += [tokens[ids == d].tolist() for d in range(int(ids.max()) + 1)]
             return self.weight.sum()
 

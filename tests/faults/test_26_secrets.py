@@ -110,5 +110,5 @@ def test_a_folder_that_w_and_b_cannot_write_stops_no_training(
     try:
         trainer.fit(BoringModel(), torch.utils.data.DataLoader(torch.ones(4, 32)))  # type: ignore[arg-type]
     finally:
-        wandb.teardown()  # ends the run, and its service with the WANDB_SERVICE that child processes would inherit
+        wandb.finish()
     assert trainer.global_step == 2
