@@ -28,8 +28,8 @@ class RejectionSamplingModule(PolicyModule):
     Llama 2 §3.2.3: K is not stated; Fig. 26 uses 20, Fig. 7 and 8 explore 1 to 100. The best temperature for an
     RLHF model with 10 to 100 samples is 1.2 to 1.3, and moves with each version.
     One file per batch and rank, written whole or not at all: a killed run loses at most a batch, and the next run
-    skips what is done, be it on another number of devices. Randomness depends on (seed, prompt, temperature) alone:
-    batch size and restarts change nothing but the rounding of matrix products.
+    answers what is left, be it on another number of devices or with another batch size. Randomness depends on (seed,
+    prompt, temperature) alone: batch size and restarts change nothing but the rounding of matrix products.
 
     Args:
         policy: checkpoint of the model that answers.
@@ -93,19 +93,28 @@ class RejectionSamplingModule(PolicyModule):
         assert self.rewards is not None
         networks = [self.policy, *(model for model in self.rewards if model is not None)]
         self._run_key = run_key(dict(self.hparams), [weights_fingerprint(network) for network in networks])
+        self._answered = answered_prompts(Path(self.hparams["out"]), self._run_key)
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One row per prompt: its index, its answers with their scores, and which is best."""
         number = batch_idx * self.data_ranks() + self.data_rank()
         path = Path(self.hparams["out"]) / f"batch-{number:06d}.json"
-        asked = hashlib.sha256(json.dumps([batch.index.tolist(), batch.prompts]).encode()).hexdigest()
-        done = finished_rows(path, self._run_key, asked)
-        if done is not None:
-            return done
-        rows = self.answer(batch)
-        content = {"run": self._run_key, "asked": asked, "rows": rows}
-        write_text(path, json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False))
-        return rows
+        keys = [prompt_key(*pair) for pair in zip(batch.index.tolist(), batch.prompts, strict=True)]
+        found = {
+            row["prompt"]: row
+            for file in sorted({self._answered[key] for key in keys if key in self._answered})
+            for row in rows_of_run(file, self._run_key)
+        }
+        missing = [n for n, key in enumerate(keys) if key not in found]
+        if missing:
+            left = [batch.prompts[n] for n in missing], batch.is_safety[missing], batch.index[missing]
+            rows = self.answer(PromptBatch(*left))
+            found |= {keys[n]: {"prompt": keys[n], **row} for n, row in zip(missing, rows, strict=True)}
+            # a file of the same name may hold prompts of another division into batches
+            others = [row for row in rows_of_run(path, self._run_key) if row["prompt"] not in keys]
+            content = {"run": self._run_key, "rows": [*(found[key] for key in keys), *others]}
+            write_text(path, json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False))
+        return [found[key] for key in keys]
 
     def answer(self, batch: PromptBatch) -> list[dict[str, Any]]:
         """K answers to each prompt and their scores, as plain types."""
@@ -189,16 +198,25 @@ def run_key(hyper_parameters: dict[str, Any], fingerprints: list[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def finished_rows(path: Path, key: str, asked: str) -> list[dict[str, Any]] | None:
-    """The rows of a batch file of this very run and these prompts; None where they must be made."""
-    if not path.exists():
-        return None
+def prompt_key(index: int, prompt: list[int]) -> str:
+    """Names a prompt of the data in the files, by its place and its ids."""
+    return hashlib.sha256(json.dumps([index, prompt]).encode()).hexdigest()
+
+
+def answered_prompts(folder: Path, key: str) -> dict[str, Path]:
+    """Where in a folder each prompt that this very run has answered lies."""
+    paths = sorted(folder.glob("batch-*.json"))
+    return {row["prompt"]: path for path in paths for row in rows_of_run(path, key)}
+
+
+def rows_of_run(path: Path, key: str) -> list[dict[str, Any]]:
+    """The rows of a batch file, where there is one, it is of this very run, and whole; else none, and why is said."""
     try:
-        content = read_batch(path)
+        content = read_batch(path) if path.exists() else {}
     except ValueError as error:
         warnings.warn(f"{error}; its prompts are answered again", stacklevel=2)
-        return None
-    return content["rows"] if (content["run"], content["asked"]) == (key, asked) else None
+        return []
+    return content["rows"] if content.get("run") == key else []
 
 
 def read_batch(path: Path) -> dict[str, Any]:

@@ -100,6 +100,30 @@ def test_a_second_run_skips_finished_batches_and_makes_the_missing_one(trainer, 
     assert answered == [2, 3]
 
 
+def test_another_division_into_batches_answers_only_what_is_left(trainer, make, build, monkeypatch):
+    halves = [make.prompts(4), make.prompts(4, first=4)]
+    rows = sample(trainer, make, build(), halves)
+    folder = Path(build().hparams["out"])
+    (folder / "batch-000001.json").unlink()  # as after a kill
+    answered = []
+    original = RejectionSamplingModule.answer
+    monkeypatch.setattr(
+        RejectionSamplingModule,
+        "answer",
+        lambda self, batch: answered.extend(batch.index.tolist()) or original(self, batch),
+    )
+    # batch 1 of three has prompts of both halves
+    thirds = [make.prompts(3), make.prompts(3, first=3), make.prompts(2, first=6)]
+    again = sample(trainer, make, build(), thirds)
+    assert answered == [4, 5, 6, 7]
+    assert [row["samples"][0]["ids"] for row in again] == [row["samples"][0]["ids"] for row in rows]
+    assert [row["index"] for row in read_rows(str(folder))] == list(range(8))
+    # one file of all eight: nothing is answered, and no file changes
+    files = {path: path.read_bytes() for path in folder.iterdir()}
+    assert len(sample(trainer, make, build(), [make.prompts(8)])) == 8
+    assert answered == [4, 5, 6, 7] and {path: path.read_bytes() for path in folder.iterdir()} == files
+
+
 def flipped(data: bytes) -> bytes:
     place = data.index(b'"score": ') + 12  # a digit
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
