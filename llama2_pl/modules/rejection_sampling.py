@@ -110,8 +110,9 @@ class RejectionSamplingModule(PolicyModule):
             left = [batch.prompts[n] for n in missing], batch.is_safety[missing], batch.index[missing]
             rows = self.answer(PromptBatch(*left))
             found |= {keys[n]: {"prompt": keys[n], **row} for n, row in zip(missing, rows, strict=True)}
-            # a file of the same name may hold prompts of another division into batches
-            others = [row for row in rows_of_run(path, self._run_key) if row["prompt"] not in keys]
+            # a file of the same name may hold prompts of another division into batches, or this index's old prompt
+            index = set(batch.index.tolist())
+            others = [row for row in rows_of_run(path, self._run_key) if row["index"] not in index]
             content = {"run": self._run_key, "rows": [*(found[key] for key in keys), *others]}
             write_text(path, json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False))
         return [found[key] for key in keys]
@@ -269,7 +270,15 @@ def read_rows(folder: str) -> list[dict[str, Any]]:
             raise ValueError(
                 f"{path}: of another run than {paths[0].name}; remove the folder and sample again"
             )
-    by_index = {row["index"]: row for content in contents for row in content["rows"]}
+    by_index: dict[int, dict[str, Any]] = {}
+    for path, content in zip(paths, contents, strict=True):
+        for row in content["rows"]:
+            known = by_index.setdefault(row["index"], row)
+            if known["messages"] != row["messages"]:
+                raise ValueError(
+                    f"{path}: prompt {row['index']} is another one in an earlier file, for prompts and batches were "
+                    "changed between two runs; remove the folder and sample again"
+                )
     return [by_index[index] for index in sorted(by_index)]
 
 
