@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from llama2_pl.callbacks.common import attribute, autocast_of, find_language_model
 from llama2_pl.callbacks.held_out import HeldOut, Sampling, fitting_prompts, held_out_rows, look
 from llama2_pl.callbacks.rewards import Reward, check_reward, find_reward
+from llama2_pl.checkpoints.saving import finish_saving, together
 from llama2_pl.checkpoints.sharded import put_in_place
 from llama2_pl.checkpoints.verified import clear, move_checkpoint, previous_of
 from llama2_pl.data.readers.prompts import PromptRow
@@ -283,9 +284,8 @@ class HeldOutPromptEarlyStopping(L.Callback):
         path = Path(self.best_model_path)
         temporary = path.with_name(f".{path.name}.new")
         trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            _replace(temporary, path)
-        trainer.strategy.barrier("best.ckpt")
+        finish_saving(trainer.strategy)
+        together(lambda: trainer.is_global_zero and _replace(temporary, path), path, trainer.strategy)
 
 
 def _replace(new: Path, path: Path) -> None:

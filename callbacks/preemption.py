@@ -17,6 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from llama2_pl.checkpoints.saving import finish_saving
+
 
 class PreemptionCheckpoint(L.Callback):
     """Ends a training that is told to go: saves at the next step boundary, on all ranks, and raises SIGTERMException.
@@ -104,6 +106,7 @@ class PreemptionCheckpoint(L.Callback):
     def _leave(self, trainer: L.Trainer) -> None:
         path = self._folder(trainer) / "last.ckpt"
         trainer.save_checkpoint(path)
+        finish_saving(trainer.strategy)
         rank_zero_info(
             f"{self.received or 'a signal to another rank'}: saved {path}; go on with\n  {restart()}"
         )

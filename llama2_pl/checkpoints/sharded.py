@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import functools
 import json
 import os
 import re
@@ -19,30 +18,6 @@ from llama2_pl.files import flush, write_json
 
 MANIFEST = "manifest.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-
-
-def guard_saving(strategy: Any) -> None:
-    """Make a Trainer's strategy write its folders whole or not at all; a second call changes nothing.
-
-    Lightning writes the shards over those that are there, past every CheckpointIO, so the writing is wrapped.
-    """
-    save = strategy.save_checkpoint
-    if hasattr(save, "__wrapped__") or not getattr(strategy, "_save_distributed_checkpoint", False):
-        return
-
-    @functools.wraps(save)
-    def save_whole(checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        path = Path(strategy.broadcast(str(filepath)))
-        staging = path.with_name(f".{path.name}.saving")
-        if strategy.is_global_zero:
-            clear(staging)
-        strategy.barrier("staging")
-        save(checkpoint, staging, storage_options)
-        problem = commit(staging, path, strategy.global_rank, strategy.world_size)
-        if problem is not None:  # the same on every rank
-            raise OSError(f"{path}: not saved, {problem}; what stood there still does")
-
-    strategy.save_checkpoint = save_whole
 
 
 def commit(staging: Path, path: Path, rank: int = 0, world: int = 1) -> str | None:
@@ -65,6 +40,11 @@ def commit(staging: Path, path: Path, rank: int = 0, world: int = 1) -> str | No
             put_in_place(staging, path)
         except OSError as error:
             problem = str(error)
+    return agreed(problem, world)
+
+
+def agreed(problem: str | None, world: int) -> str | None:
+    """The first rank's problem, on every rank; None where no rank has one."""
     return next((found for found in _gathered(problem, world) if found is not None), None)
 
 
@@ -88,7 +68,7 @@ def verified_folder(path: Path, rank: int = 0, world: int = 1) -> Path:
 
 def folder_damage(path: Path, rank: int = 0, world: int = 1) -> str | None:
     """What is wrong with the bytes of a folder, in words, the same on every rank; None where nothing is."""
-    return next((found for found in _gathered(_damage(path, rank, world), world) if found is not None), None)
+    return agreed(_damage(path, rank, world), world)
 
 
 def _damage(path: Path, rank: int, world: int) -> str | None:

@@ -56,7 +56,7 @@ class VerifiedCheckpointIO(CheckpointIO):
         if self._writer is None:
             write_checkpoint(checkpoint, Path(path), self.keep_previous)
             return
-        self._wait()
+        self.wait()
         self._pending = self._writer.submit(
             write_checkpoint, _copy(checkpoint), Path(path), self.keep_previous
         )
@@ -65,24 +65,30 @@ class VerifiedCheckpointIO(CheckpointIO):
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """The verified content of `path`, or of the one before it. `weights_only` None means True."""
-        self._wait()
+        self.wait()
         sound = verified_path(Path(path))
         return torch.load(
             sound, map_location=map_location or "cpu", weights_only=weights_only is not False, mmap=False
         )
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint and what belongs to it; one that cannot be removed is left with a warning."""
-        self._wait()
+        """Remove a checkpoint and what belongs to it; one that cannot be removed is left with a warning.
+
+        Where the write before it failed nothing goes, for it may be the last good one; the next save, of which all
+        ranks hear, raises.
+        """
+        if self._pending is not None and self._pending.exception() is not None:
+            return
         for file in (Path(path), previous_of(Path(path))):
             for part in (file, hash_file(file)):
                 clear(part)
 
     def teardown(self) -> None:
         """Wait for the last write; raises where it failed."""
-        self._wait()
+        self.wait()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """For the write in the background; raises where it failed."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()

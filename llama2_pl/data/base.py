@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
@@ -86,6 +87,7 @@ class NumberedDataModule(L.LightningDataModule):
         self._restored = state_dict
         if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
             refuse_changes(state_dict, self.settings(), self.late_settings)
+            _refuse_other_window(state_dict, self.trainer)
             _warn_inside_accumulation(state_dict)
 
     def _start(self) -> Position:
@@ -151,6 +153,19 @@ def _warn_of_repeats(trainer: L.Trainer) -> None:
         rank_zero_warn(
             f"max_epochs is {trainer.max_epochs} and one Lightning epoch is the whole run, all epochs of the data: "
             "set Trainer(max_epochs=1), or max_steps"
+        )
+
+
+def _refuse_other_window(state: Mapping[str, Any], trainer: L.Trainer | None) -> None:
+    """The rows of an optimizer step are as much a part of a run as those of a batch; a scheduler may change them."""
+    old = state.get("accumulate_grad_batches")
+    if trainer is None or any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):  # type: ignore[attr-defined]
+        return
+    if old is not None and old != trainer.accumulate_grad_batches:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches} and the checkpoint was trained with "
+            f"{old}, so its steps are of another size: set it back to resume, or start a new run from the weights "
+            "alone (load_from_checkpoint, and fit without ckpt_path)"
         )
 
 

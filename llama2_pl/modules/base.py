@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from llama2_pl.checkpoints import schema
-from llama2_pl.checkpoints.sharded import guard_saving
+from llama2_pl.checkpoints.saving import finish_saving, guard_saving
 from llama2_pl.checkpoints.untrusted import guard_loading
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
@@ -148,6 +148,7 @@ class LlamaModule(L.LightningModule):
         if self._stepped:
             save_last_steps(self.trainer, by_steps=False)
             self._stepped = False
+        finish_saving(self.trainer.strategy)
 
     @property
     def attached(self) -> bool:

@@ -6,6 +6,7 @@ import copy
 import csv
 import math
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from llama2_pl.callbacks import early_stopping
 from llama2_pl.callbacks.early_stopping import HeldOutPromptEarlyStopping
 from llama2_pl.callbacks.held_out import Sampling, answer_kl, look
 from llama2_pl.callbacks.rewards import CheckpointReward, ModelReward, check_reward
+from llama2_pl.checkpoints import verified
+from llama2_pl.checkpoints.verified import write_checkpoint
 from llama2_pl.data.readers.prompts import PromptRow
 from llama2_pl.generation.sampler import generate
 from llama2_pl.model.config import ModelConfig
@@ -360,3 +363,21 @@ def test_reward_models_come_from_their_checkpoints(
     reward = CheckpointReward(str(tmp_path / "h.ckpt"), str(tokenizer.path))
     rows = [PromptRow(Dialog.of([("user", PROMPTS[0])]))]
     assert reward(rows, ["red"]) == pytest.approx(ModelReward(model, None, tokenizer)(rows, ["red"]))
+
+
+def test_the_best_checkpoint_is_renamed_only_when_its_write_in_the_background_is_done(
+    tokenizer: Tokenizer, tiny: ModelConfig, tmp_path: Path, make_trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*arguments) -> None:
+        time.sleep(0.2)
+        write_checkpoint(*arguments)
+
+    monkeypatch.setattr(verified, "write_checkpoint", slow)
+    callback = stopper(tokenizer, tmp_path)
+    plugins = [verified.VerifiedCheckpointIO(background=True)]
+    make_trainer(callback, max_epochs=1, plugins=plugins).fit(Drift(tiny), loader(20))
+    assert verified.damage(tmp_path / "best.ckpt") is None
+    assert torch.load(callback.best_model_path, weights_only=True)["callbacks"][
+        "HeldOutPromptEarlyStopping"
+    ]["best_iteration"] == 4
+    assert not (tmp_path / ".best.ckpt.new").exists()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 
 from llama2_pl.data import CorpusDataModule, DialogueDataModule
 from llama2_pl.text import Tokenizer
@@ -196,6 +196,33 @@ def test_changed_data_is_refused_by_name(
         make_trainer(max_steps=6).fit(
             recorder(), datamodule=make_data(**options), ckpt_path=tmp_path / "cut.ckpt"
         )
+
+
+def test_another_accumulation_is_refused_by_name(
+    make_trainer, recorder, make_data: MakeData, tmp_path: Path
+) -> None:
+    path = tmp_path / "cut.ckpt"
+    trainer = make_trainer(max_steps=3, accumulate_grad_batches=2)
+    trainer.fit(recorder(), datamodule=make_data())
+    trainer.save_checkpoint(path)
+    with pytest.raises(
+        ValueError, match=r"trainer\.accumulate_grad_batches is 1 and the checkpoint was trained with 2.*set it back"
+    ):
+        make_trainer(max_steps=6).fit(recorder(), datamodule=make_data(), ckpt_path=path)
+    make_trainer(limit_val_batches=1).validate(recorder(), datamodule=make_data(), ckpt_path=path)
+
+
+def test_a_scheduled_accumulation_is_no_change(
+    make_trainer, recorder, make_data: MakeData, tmp_path: Path
+) -> None:
+    """Lightning's scheduler sets the window when an epoch starts, after the checkpoint is read."""
+    expected, path = whole_run(make_trainer, recorder, make_data()), tmp_path / "cut.ckpt"
+    for steps, batches in ((3, expected[:6]), (5, expected[6:10])):
+        model = recorder()
+        trainer = make_trainer(max_steps=steps, callbacks=[GradientAccumulationScheduler({0: 2})])
+        trainer.fit(model, datamodule=make_data(), ckpt_path=path if path.exists() else None)
+        trainer.save_checkpoint(path)
+        assert model.seen == batches
 
 
 def test_what_may_change_is_accepted(make_trainer, recorder, make_data: MakeData, tmp_path: Path) -> None:
