@@ -377,7 +377,10 @@ def test_the_best_checkpoint_is_renamed_only_when_its_write_in_the_background_is
     plugins = [verified.VerifiedCheckpointIO(background=True)]
     make_trainer(callback, max_epochs=1, plugins=plugins).fit(Drift(tiny), loader(20))
     assert verified.damage(tmp_path / "best.ckpt") is None
-    assert torch.load(callback.best_model_path, weights_only=True)["callbacks"][
-        "HeldOutPromptEarlyStopping"
-    ]["best_iteration"] == 4
+    assert (
+        torch.load(callback.best_model_path, weights_only=True)["callbacks"]["HeldOutPromptEarlyStopping"][
+            "best_iteration"
+        ]
+        == 4
+    )
     assert not (tmp_path / ".best.ckpt.new").exists()

@@ -206,7 +206,8 @@ def test_another_accumulation_is_refused_by_name(
     trainer.fit(recorder(), datamodule=make_data())
     trainer.save_checkpoint(path)
     with pytest.raises(
-        ValueError, match=r"trainer\.accumulate_grad_batches is 1 and the checkpoint was trained with 2.*set it back"
+        ValueError,
+        match=r"trainer\.accumulate_grad_batches is 1 and the checkpoint was trained with 2.*set it back",
     ):
         make_trainer(max_steps=6).fit(recorder(), datamodule=make_data(), ckpt_path=path)
     make_trainer(limit_val_batches=1).validate(recorder(), datamodule=make_data(), ckpt_path=path)
