@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -33,12 +34,13 @@ class MixedBatches:
         """(batch_size / world, seq_len) rows of this rank."""
         first = n * self.batch_size
         draws = [self.mix.draw(s) for s in range(first + self.rank, first + self.batch_size, self.world)]
-        rows = [cut_row(self.files[d.source], d.number, self.seq_len, self._seed(d.source)) for d in draws]
+        rows = [cut_row(self.files[d.source], d.number, self.seq_len, self._seeds[d.source]) for d in draws]
         return fill_rows(rows, self.seq_len)
 
-    def _seed(self, source: int) -> int:
+    @cached_property
+    def _seeds(self) -> list[int]:
         # A seed of its own for each source: two of equal size would otherwise be read in the same order.
-        return int(mix64(self.mix.seed, source) >> np.uint64(1))
+        return [int(mix64(self.mix.seed, source) >> np.uint64(1)) for source in range(len(self.files))]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from llama2_pl.data.token_file import TokenFile
 
 PADDING_ID = 0
 WINDOW = 16_384
+BLOCK = 1024
 
 
 class Segment(NamedTuple):
@@ -44,8 +46,8 @@ def cut_row(file: TokenFile, number: int, seq_len: int, seed: int) -> list[Segme
     tokens = len(file.tokens)
     rows = -(-tokens // seq_len)
     epoch, position = divmod(number, rows)
-    row = int(permute(position, rows, seed, epoch))
-    start = (int(mix64(seed, epoch, tokens)) % tokens + row * seq_len) % tokens
+    row = int(_order(position // BLOCK, rows, seed, epoch)[position % BLOCK])
+    start = (_entry(seed, epoch, tokens) + row * seq_len) % tokens
     segments: list[Segment] = []
     left = seq_len
     while left:
@@ -54,6 +56,17 @@ def cut_row(file: TokenFile, number: int, seq_len: int, seed: int) -> list[Segme
         left -= stop - start
         start = 0
     return segments
+
+
+@lru_cache(maxsize=256)
+def _order(block: int, rows: int, seed: int, epoch: int) -> np.ndarray:
+    """Up to ``BLOCK`` places of an epoch's order: together they cost little more than one."""
+    return permute(np.arange(block * BLOCK, min((block + 1) * BLOCK, rows)), rows, seed, epoch)
+
+
+@lru_cache(maxsize=256)
+def _entry(seed: int, epoch: int, tokens: int) -> int:
+    return int(mix64(seed, epoch, tokens)) % tokens
 
 
 def _split_at_documents(file: TokenFile, start: int, stop: int) -> list[Segment]:
