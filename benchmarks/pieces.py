@@ -156,7 +156,13 @@ def scaling() -> list[Case]:
         Side(f"{n} micro-batch{'es' * (n > 1)} to a step", "ours", None, {"accumulate": n})
         for n in (64, 16, 4, 1)
     ]
-    rows = {"model": shape(TRAINED), "rows": 8, "length": 512, "precision": "bf16-mixed"}
+    dialogues = {
+        "model": shape(TRAINED),
+        "rows": 8,
+        "length": 512,
+        "dialogues": 64,
+        "precision": "bf16-mixed",
+    }
     first = {"model": shape(SAMPLED), "rows": 4, "length": 256, "new": 1, "precision": "fp32"}
     together = [
         Side("in one call", "ours", None, {"samples": 16}),
@@ -166,7 +172,13 @@ def scaling() -> list[Case]:
     ways = [Side(name, "ours", None, {"packed": name == "packed"}) for name in ("packed", "padded")]
     return [
         Case("accumulation, demo size, 4 x 256", "accumulate", small, counts, warm_up=1, rounds=3),
-        Case("SFT on Alpaca-like lengths, 34M, 8 x 512", "dialogues", rows, ways, warm_up=1),
+        Case(
+            "SFT, 34M, 64 dialogues of Alpaca-like lengths, rows of 512",
+            "dialogues",
+            dialogues,
+            ways,
+            warm_up=1,
+        ),
         Case("16 samples of 4 prompts of 256 tokens, the first token", "sample", first, together, warm_up=1),
         Case("waiting for batches, demo size, 4 x 256", "loader", small, [OURS], **waiting),
     ]
@@ -206,6 +218,7 @@ SMALL = {
     "minibatch": 2,
     "samples": 2,
     "calls": 2,
+    "dialogues": 4,
 }
 
 

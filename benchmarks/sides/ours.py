@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import tempfile
@@ -175,29 +176,35 @@ def alpaca_like(documents: int, longest: int) -> np.ndarray:
 
 
 def dialogues(options: dict, turns: Turns) -> None:
-    """Training steps on the same dialogues, packed into rows or padded to the longest of the batch."""
-    length, rows = options["length"], options["rows"]
-    lengths = alpaca_like(512, length)
-    plan = pack_whole(lengths, length, seed=0)
-    # any rows: the first ones of a plan hold the longest dialogues
-    drawn = [plan.row(int(r)) for r in np.random.default_rng(1).permutation(len(plan))[:rows]]
-    one_each = [[d] for row in drawn for d in row]
-    batch = rows_of(drawn if options["packed"] else one_each, lengths, options["model"]["vocab_size"])
-    real = sum(int(lengths[d]) for row in drawn for d in row)
-    batch = batch if options["packed"] else batch._replace(document_ids=None)
-    model = build(options)
-    counted = _Counted(turns, real, batch.tokens.numel())
-    steps.train(model, lambda: mean_loss(model, batch), options, counted)
+    """Training steps on the same batches of dialogues, packed into rows or padded to the longest of the batch.
+
+    A batch has the paper's 64 dialogues (Llama 2 §3.1), drawn as an epoch draws them; a repetition is two batches.
+    """
+    length, vocabulary = options["length"], options["model"]["vocab_size"]
+    lengths = alpaca_like(2 * options["dialogues"], length)
+    batches = []
+    for drawn in np.arange(len(lengths)).reshape(2, -1):
+        plan = pack_whole(lengths[drawn], length, seed=0)
+        packed = [drawn[plan.row(r)].tolist() for r in range(len(plan))]
+        batch = rows_of(packed if options["packed"] else [[d] for d in drawn.tolist()], lengths, vocabulary)
+        batches.append(batch if options["packed"] else batch._replace(document_ids=None))
+    model, taken = build(options), itertools.cycle(batches)
+    positions = sum(batch.tokens.numel() for batch in batches)
+    counted = _Counted(turns, len(batches), int(lengths.sum()), positions)
+    steps.train(model, lambda: mean_loss(model, next(taken)), options, counted)
 
 
 class _Counted(Turns):
-    """Counts the tokens that are no padding."""
+    """Counts the tokens that are no padding, of some steps together."""
 
-    def __init__(self, turns: Turns, real: int, positions: int) -> None:
-        self.turns, self.real, self.positions = turns, real, positions
+    def __init__(self, turns: Turns, steps: int, real: int, positions: int) -> None:
+        self.turns, self.steps, self.real, self.positions = turns, steps, real, positions
+        self.taken = 0
 
     def done(self, units: float, **noted: float) -> None:
-        self.turns.done(self.real, fill=self.real / self.positions)
+        self.taken += 1
+        if self.taken % self.steps == 0:
+            self.turns.done(self.real, fill=self.real / self.positions)
 
 
 def rows_of(rows: list, lengths: np.ndarray, vocabulary: int) -> Batch:

@@ -65,23 +65,35 @@ def attend_in_documents(queries: Tensor, keys: Tensor, values: Tensor, documents
 def attend_in_blocks(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, block: int = QUERY_BLOCK
 ) -> Tensor:
-    """The same for T = S and a mask that lets nobody read ahead: a block of queries against the keys up to its end.
+    """The same for T = S and a mask that lets nobody read ahead: a block of queries against the keys it may read.
 
-    torch's CPU kernel does not use the bf16 matrix units in its backward pass. Scores are rounded to bf16 here, and
-    the softmax is computed in fp32.
+    These are the ones up to its end; in packed rows, where no document is much longer than a block, they begin not far
+    before it. torch's CPU kernel does not use the bf16 matrix units in its backward pass. Scores are rounded to bf16
+    here, and the softmax is computed in fp32.
     """
     batch, heads, steps, size = queries.shape
     shared = heads // keys.shape[1]
     if shared > 1:
         keys, values = keys.repeat_interleave(shared, 1), values.repeat_interleave(shared, 1)
     q, k, v = (x.reshape(batch * heads, steps, size) for x in (queries, keys, values))
+    packed = mask is not None
     if mask is None:
         mask = torch.ones(steps, steps, dtype=torch.bool, device=q.device).tril()[None, None]
     bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -math.inf)
     parts = []
     for start in range(0, steps, block):
         end = min(start + block, steps)
-        rows = bias[:, :, start:end, :end].expand(batch, heads, -1, -1).flatten(0, 1)
-        scores = torch.baddbmm(rows, q[:, start:end], k[:, :end].transpose(1, 2), alpha=1 / math.sqrt(size))
-        parts.append(scores.softmax(-1) @ v[:, :end])
+        first = _first_read(mask[:, :, start:end, :end]) if packed else 0
+        rows = bias[:, :, start:end, first:end].expand(batch, heads, -1, -1).flatten(0, 1)
+        scores = torch.baddbmm(
+            rows, q[:, start:end], k[:, first:end].transpose(1, 2), alpha=1 / math.sqrt(size)
+        )
+        parts.append(scores.softmax(-1) @ v[:, first:end])
     return torch.cat(parts, 1).view(batch, heads, steps, size)
+
+
+def _first_read(mask: Tensor) -> int:
+    """The first key that any query of a block reads; 0 in a compiled block, which would be compiled for each number."""
+    if torch.compiler.is_compiling():
+        return 0
+    return int(mask.flatten(0, -2).any(0).to(torch.uint8).argmax())
