@@ -105,7 +105,10 @@ def benchmark_table(folder: Path) -> str:
 
 
 def medians(figure: dict) -> str:
-    values = ", ".join(f"{name} {value:,.4g}" for name, value in figure["medians"].items())
+    values = ", ".join(
+        f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.3g}"
+        for name, value in figure["medians"].items()
+    )
     return f"{values} {figure['unit']}{limit(figure)}"
 
 

@@ -108,17 +108,24 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
     An IGNORED target has neither. One slice of rows after the other: a CPU then finds each slice's fp32 numbers in
     its cache.
     """
-    count = max(1, CPU_SLICE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits) or 1
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
     gradient = torch.empty_like(logits)
-    for scores, wanted, out in zip(
-        logits.split(count), targets.split(count), gradient.split(count), strict=True
-    ):
-        logprobs = F.log_softmax(scores, dim=-1, dtype=torch.float32)
-        counts, index = (wanted != IGNORED)[:, None], wanted.clamp(min=0)[:, None]
-        total -= (logprobs.gather(-1, index) * counts).sum()
-        softmax = logprobs.exp_()
-        out.copy_(softmax.scatter_add_(-1, index, softmax.new_full((len(wanted), 1), -1.0)).mul_(counts))
+    masked = logits.device.type != "cpu" or bool(
+        (targets == IGNORED).any()
+    )  # a GPU would have to wait to be asked
+    parts = zip(*(_slices(logits, rows) for rows in (logits, targets, gradient)), strict=True)
+    for scores, wanted, out in parts:
+        softmax = F.softmax(scores, dim=-1, dtype=torch.float32)
+        index = wanted.clamp(min=0)[:, None]
+        # log sum exp from the likeliest word, whose probability cannot underflow
+        normaliser = scores.amax(-1).float() - softmax.amax(-1).log()
+        losses = normaliser - scores.gather(-1, index).squeeze(-1).float()
+        softmax.scatter_add_(-1, index, softmax.new_full((len(wanted), 1), -1.0))
+        if masked:
+            counts = wanted != IGNORED
+            losses, softmax = losses.where(counts, 0.0), softmax.mul_(counts[:, None])
+        total += losses.sum()
+        out.copy_(softmax)
     return total, gradient
 
 
@@ -145,15 +152,51 @@ def token_logprobs_from_hidden(
     rows, targets = hidden[:, :-1][counted], tokens[:, 1:][counted]
 
     def chunk_logprobs(rows: Tensor, targets: Tensor) -> Tensor:
-        logprobs = F.log_softmax(head(rows).float() / temperature, dim=-1)  # (c, V)
-        chosen = logprobs.gather(-1, targets[:, None]).squeeze(-1)
-        fixed = logprobs.detach()
-        return torch.stack([chosen, -(fixed.exp() * fixed).sum(-1)])  # (2, c)
+        return _ChosenLogprobs.apply(head(rows), targets, temperature)  # type: ignore[return-value]
 
     both = torch.cat(_by_chunk(chunk_logprobs, rows, targets, chunk), dim=1)
     zeros = torch.zeros(tokens.shape, dtype=torch.float32, device=hidden.device)
     where = F.pad(counted, (1, 0))
     return zeros.masked_scatter(where, both[0]), zeros.masked_scatter(where, both[1].detach())
+
+
+class _ChosenLogprobs(torch.autograd.Function):
+    """Log-probabilities of targets (C,) under logits (C, V), and the entropies: (2, C) fp32.
+
+    Keeps the logits in their own dtype and nothing else of their size. The softmax is taken again in the backward
+    pass, slice after slice as in `_loss_and_gradient`; only the first row has a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(logits, targets)
+        ctx.temperature = temperature
+        both = torch.empty(2, len(targets), dtype=torch.float32, device=logits.device)
+        parts = zip(*(_slices(logits, rows) for rows in (logits, targets, both.T)), strict=True)
+        for scores, wanted, out in parts:
+            logprobs = F.log_softmax(scores.float() / temperature, dim=-1)
+            out[:, 0] = logprobs.gather(-1, wanted[:, None]).squeeze(-1)
+            out[:, 1] = -(logprobs.exp().mul_(logprobs)).sum(-1)
+        return both
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        logits, targets = ctx.saved_tensors
+        found = torch.empty_like(logits)
+        scale = gradient[0] / ctx.temperature
+        parts = zip(*(_slices(logits, rows) for rows in (logits, targets, scale, found)), strict=True)
+        for scores, wanted, by, out in parts:
+            softmax = F.softmax(scores.float() / ctx.temperature, dim=-1)
+            softmax.scatter_add_(-1, wanted[:, None], softmax.new_full((len(wanted), 1), -1.0))
+            out.copy_(softmax.mul_(-by[:, None]))
+        return found, None, None
+
+
+def _slices(logits: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+    """Rows (C, ...) in as many pieces as keep each piece of the logits (C, V) in a CPU's cache; one on a GPU."""
+    count = max(1, CPU_SLICE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits) or 1
+    return rows.split(count)
 
 
 def _chunks(rows: Tensor, targets: Tensor, chunk: int) -> list[tuple[Tensor, Tensor]]:

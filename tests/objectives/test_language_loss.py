@@ -151,6 +151,25 @@ def test_logprobs_from_hidden_states_are_those_of_the_logits_where_counted(chunk
     assert logprobs.requires_grad and not entropy.requires_grad
 
 
+@pytest.mark.parametrize("slice_of", [2, 10**6])
+def test_gradients_of_logprobs_are_those_of_torch(slice_of, monkeypatch):
+    hidden, head, tokens, mask = random_case()
+    mask[:, 0] = False
+    monkeypatch.setattr(language, "CPU_SLICE", slice_of * head.out_features)
+    weight = torch.randn(mask.shape, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for ours in (True, False):
+        leaf = hidden.detach().requires_grad_()
+        if ours:
+            logprobs, _ = language.token_logprobs_from_hidden(leaf, head, tokens, mask, temperature=0.7)
+        else:
+            logprobs = language.token_logprobs(head(leaf) / 0.7, tokens) * mask
+        loss = (logprobs * weight).sin().sum()
+        gradients.append(torch.autograd.grad(loss, [leaf, head.weight]))
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_temperature_divides_the_logits():
     # logits (0, ln 3) at temperature 0.5 are (0, ln 9): p = (0.1, 0.9).
     hidden, tokens = logits(1, 2), torch.tensor([[0, 1]])
