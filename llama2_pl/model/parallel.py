@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -91,6 +92,18 @@ def gathered(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.reshard()
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP2 holds parts of it on other ranks, which must then make each of its passes, too."""
+    return isinstance(model, FSDPModule)
+
+
+def largest_over_ranks(number: int, device: torch.device) -> int:
+    """The largest of all ranks' numbers, on each of them; all must ask."""
+    largest = torch.tensor(number, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def _blocks(model: LanguageModel | ScalarModel) -> list[Block]:

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from llama2_pl.checkpoints.ours import load_reward_model
 from llama2_pl.generation.sampler import Rollout
 from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.model.parallel import is_sharded, largest_over_ranks
 from llama2_pl.modules.base import LlamaModule
 from llama2_pl.objectives.reward import combined_reward
 from llama2_pl.text.tokenizer import Tokenizer
@@ -123,11 +124,13 @@ def score_rollout(
 def score_rows(model: ScalarModel, rollout: Rollout, batch: int) -> Tensor:
     """(B,) linear scores of prompt and response, at the last token of each; rows of like length are read together."""
     order = rollout.lengths.argsort()
-    parts = [
+    parts = list(order.split(batch))
+    passes = largest_over_ranks(len(parts), order.device) if is_sharded(model) else len(parts)
+    scores = [
         model.score(rollout.tokens[rows, : int(rollout.lengths[rows].max())], rollout.lengths[rows])
-        for rows in order.split(batch)
+        for rows in [*parts, *[order[:1]] * (passes - len(parts))]  # a rank with fewer rows goes along
     ]
-    return torch.cat(parts)[order.argsort()]
+    return torch.cat(scores[: len(parts)])[order.argsort()]
 
 
 def seeded(*numbers: int) -> torch.Generator:

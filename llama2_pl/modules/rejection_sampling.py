@@ -17,9 +17,12 @@ from llama2_pl.files import write_text
 from llama2_pl.generation.sampler import Rollout, generate, responses
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
+from llama2_pl.model.parallel import is_sharded, largest_over_ranks
 from llama2_pl.modules.base import plain_arguments
 from llama2_pl.modules.policy import PolicyModule, Scored, seeded, weights_fingerprint
 from llama2_pl.text.tags import strip_control_tags
+
+DONE, GOES_ON, ANSWERS = range(3)  # of a rank, in one step of predict
 
 
 class RejectionSamplingModule(PolicyModule):
@@ -106,6 +109,7 @@ class RejectionSamplingModule(PolicyModule):
             for row in rows_of_run(file, self._run_key)
         }
         missing = [n for n, key in enumerate(keys) if key not in found]
+        self._go_along(ANSWERS if missing else GOES_ON)
         if missing:
             left = [batch.prompts[n] for n in missing], batch.is_safety[missing], batch.index[missing]
             rows = self.answer(PromptBatch(*left))
@@ -116,6 +120,21 @@ class RejectionSamplingModule(PolicyModule):
             content = {"run": self._run_key, "rows": [*(found[key] for key in keys), *others]}
             write_text(path, json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False))
         return [found[key] for key in keys]
+
+    def on_predict_epoch_end(self) -> None:
+        """A rank that is done before the others goes along until they are."""
+        while self._go_along(DONE):
+            pass
+
+    def _go_along(self, state: int) -> bool:
+        """Whether a rank goes on. Each pass of a sharded network needs all ranks, also those with nothing to answer."""
+        if not is_sharded(self.policy):
+            return False
+        busiest = largest_over_ranks(state, self.device)
+        if state < busiest == ANSWERS:
+            nothing = torch.zeros(1, dtype=torch.long, device=self.device)
+            self.answer(PromptBatch([[self.eos_id]], nothing.bool(), nothing))
+        return busiest > DONE
 
     def answer(self, batch: PromptBatch) -> list[dict[str, Any]]:
         """K answers to each prompt and their scores, as plain types."""

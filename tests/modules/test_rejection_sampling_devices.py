@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning as L
@@ -104,3 +107,42 @@ def test_answers_to_other_prompts_or_by_another_reward_model_are_not_taken(
         after = run()
         assert answers(after) == answers(before)
         assert after[1]["samples"][0]["score"] != before[1]["samples"][0]["score"]
+
+
+SHARDED = """
+import json
+import sys
+import lightning as L
+from lightning.pytorch.strategies import ModelParallelStrategy
+from llama2_pl.data import PromptDataModule
+from llama2_pl.modules import RejectionSamplingModule
+
+module, data = json.loads(sys.argv[1])
+strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
+trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False, enable_progress_bar=False)
+trainer.predict(RejectionSamplingModule(**module), datamodule=PromptDataModule(**data))
+"""
+
+
+def test_sharded_ranks_with_unequal_work_wait_for_each_other(trainer, settings, tmp_path):
+    """Rank 0 has prompts 0, 2, 4, 6 and rank 1 has 1, 3, 5; of these only 3, 4 and 5 are left to answer."""
+    module, data = settings
+    trainer().predict(
+        RejectionSamplingModule(**module), datamodule=PromptDataModule(**{**data, "batch_size": 3})
+    )
+    expected = answers(read_rows(module["out"]))
+    (Path(module["out"]) / "batch-000001.json").unlink()
+    assert sorted(answers(read_rows(module["out"]))) == [0, 1, 2, 6]
+    (tmp_path / "sample.py").write_text(SHARDED)
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "sample.py", json.dumps([{**module, "scoring_batch": 2}, data])],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert answers(read_rows(module["out"])) == expected
