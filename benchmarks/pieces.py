@@ -134,19 +134,18 @@ def sample() -> list[Case]:
 
 
 def ppo() -> list[Case]:
-    """Policy, reference, value and reward of 6.8M parameters; one epoch of four minibatches, a step on each."""
-    options = {"model": shape(SAMPLED), "rows": 64, "length": 32, "new": 64, "minibatch": 16, "epochs": 1}
-    return [
-        Case(
-            f"PPO, 6.8M, 64 x (32 + 64) tokens, {precision}",
-            "ppo",
-            {**options, "precision": precision},
-            [OURS, TRL],
-            unit="samples/s",
-            rounds=4,
-        )
-        for precision in ("fp32", "bf16-mixed")
-    ]
+    """Policy, reference, value and reward of 6.8M parameters; one epoch of four minibatches, a step on each.
+
+    TRL's trainer does not compile its networks; ours may, and is then compared with the same TRL.
+    """
+    base = {"model": shape(SAMPLED), "rows": 64, "length": 32, "new": 64, "minibatch": 16, "epochs": 1}
+    cases = []
+    for precision in ("fp32", "bf16-mixed"):
+        for how in ("", ", compiled"):
+            options = {**base, "precision": precision, "compile": bool(how)}
+            title = f"PPO, 6.8M, 64 x (32 + 64) tokens, {precision}{how}"
+            cases.append(Case(title, "ppo", options, [OURS, TRL], unit="samples/s", rounds=4))
+    return cases
 
 
 def scaling() -> list[Case]:

@@ -22,6 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks.sides import steps
 from benchmarks.sides.protocol import Turns, repeat, serve
 from llama2_pl import CorpusDataModule, LanguageModel, ModelConfig, PPOModule, PretrainModule, RewardModule
+from llama2_pl.callbacks import CompiledBlocks
 from llama2_pl.data.batches import Batch, PromptBatch
 from llama2_pl.data.packing import pack_whole
 from llama2_pl.generation.sampler import generate
@@ -106,12 +107,12 @@ class Endless(torch.utils.data.Dataset):
         return self.batch
 
 
-def fit(module: L.LightningModule, batch: object, callback: L.Callback, **options) -> None:
+def fit(module: L.LightningModule, batch: object, callback: L.Callback, *more: L.Callback, **options) -> None:
     disable_possible_user_warnings()
     loader = torch.utils.data.DataLoader(Endless(batch), batch_size=None, collate_fn=lambda same: same)
     quiet = {**QUIET, "enable_checkpointing": False}
     trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_steps=10**6, callbacks=[callback], **quiet, **options
+        accelerator="cpu", devices=1, max_steps=10**6, callbacks=[callback, *more], **quiet, **options
     )
     trainer.fit(module, loader)
 
@@ -154,6 +155,7 @@ def ppo(options: dict, turns: Turns) -> None:
         module,
         batch,
         Turn(turns, rows),
+        *([CompiledBlocks()] if options.get("compile") else []),
         precision={"fp32": "32-true"}.get(options["precision"], "bf16-mixed"),
     )
 
