@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from llama2_pl.checkpoints.saving import finish_saving
 from llama2_pl.files import append_line
 
 
@@ -161,6 +162,7 @@ class LossGuard(L.Callback):
                 "LossGuard: policy is rewind and no ModelCheckpoint has saved yet; give one with a shorter "
                 "every_n_train_steps, or policy skip"
             )
+        finish_saving(trainer.strategy)
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         trainer.strategy.load_model_state_dict(checkpoint, strict=True)
         trainer.strategy.load_optimizer_state_dict(checkpoint)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from llama2_pl.checkpoints.sharded import agreed, commit
-from llama2_pl.checkpoints.verified import clear
+from llama2_pl.checkpoints.verified import VerifiedCheckpointIO, clear
 
 
 def guard_saving(strategy: Any) -> None:
@@ -23,11 +24,17 @@ def guard_saving(strategy: Any) -> None:
     if hasattr(save, "__wrapped__"):
         return
 
+    @functools.cache
+    def own_group() -> Any:
+        """Of the threads that put folders in place: training's collectives must not come between theirs."""
+        return dist.new_group(backend="gloo") if strategy.world_size > 1 else None
+
     @functools.wraps(save)
     def save_together(checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         path = Path(strategy.broadcast(str(filepath)))
         if getattr(strategy, "_save_distributed_checkpoint", False):
-            _save_folder(strategy, functools.partial(save, checkpoint, storage_options=storage_options), path)
+            write = functools.partial(save, checkpoint, storage_options=storage_options)
+            _save_folder(strategy, write, path, own_group)
         else:
             together(lambda: save(checkpoint, path, storage_options), path, strategy)
 
@@ -55,8 +62,9 @@ def together(work: Callable[[], object], path: str | Path, strategy: Any) -> Non
         raise OSError(f"{path}: not saved, {problem}; what stood there still does") from caught
 
 
-def _save_folder(strategy: Any, save: Callable[[Path], None], path: Path) -> None:
-    """Write beside and put in place; a failed folder is removed, since a full disk needs its room."""
+def _save_folder(strategy: Any, save: Callable[[Path], None], path: Path, group: Any) -> None:
+    """Write beside and put in place, with `background` in its thread."""
+    finish_saving(strategy)
     staging = path.with_name(f".{path.name}.saving")
     if strategy.is_global_zero:
         clear(staging)
@@ -65,10 +73,22 @@ def _save_folder(strategy: Any, save: Callable[[Path], None], path: Path) -> Non
         # here, where all agree: inside `save` one rank's failure would leave the others among its collectives
         together(lambda: staging.mkdir(parents=True, exist_ok=True), path, strategy)
         together(lambda: save(staging), path, strategy)
-        problem = commit(staging, path, strategy.global_rank, strategy.world_size)
-        if problem is not None:
-            raise OSError(f"{path}: not saved, {problem}; what stood there still does")
     except Exception:
         if strategy.is_global_zero:
             clear(staging)
         raise
+    place = (staging, path, strategy.global_rank, strategy.world_size)
+    io = strategy.checkpoint_io
+    if isinstance(io, VerifiedCheckpointIO) and io.background:
+        io.later(_commit, *place, group())
+    else:
+        _commit(*place)
+
+
+def _commit(staging: Path, path: Path, rank: int, world: int, group: Any = None) -> None:
+    """Raise where a rank could not; a failed folder is removed, since a full disk needs its room."""
+    problem = commit(staging, path, rank, world, group)
+    if problem is not None:
+        if rank == 0:
+            clear(staging)
+        raise OSError(f"{path}: not saved, {problem}; what stood there still does")

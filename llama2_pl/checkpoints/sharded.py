@@ -20,10 +20,13 @@ MANIFEST = "manifest.json"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
-def commit(staging: Path, path: Path, rank: int = 0, world: int = 1) -> str | None:
+def commit(
+    staging: Path, path: Path, rank: int = 0, world: int = 1, group: dist.ProcessGroup | None = None
+) -> str | None:
     """Hash and flush a written folder, each rank its own shards, and put it in its place; what failed, in words.
 
-    The manifest is written last: a folder without one was never finished.
+    The manifest is written last: a folder without one was never finished. In a thread the ranks need a group of their
+    own, apart from what training sends.
     """
     try:
         mine: dict[str, str] | str = {
@@ -31,7 +34,7 @@ def commit(staging: Path, path: Path, rank: int = 0, world: int = 1) -> str | No
         }
     except OSError as error:
         mine = str(error)
-    parts = _gathered(mine, world)
+    parts = _gathered(mine, world, group)
     problem = next((part for part in parts if isinstance(part, str)), None)
     if problem is None and rank == 0:
         try:
@@ -40,12 +43,12 @@ def commit(staging: Path, path: Path, rank: int = 0, world: int = 1) -> str | No
             put_in_place(staging, path)
         except OSError as error:
             problem = str(error)
-    return agreed(problem, world)
+    return agreed(problem, world, group)
 
 
-def agreed(problem: str | None, world: int) -> str | None:
+def agreed(problem: str | None, world: int, group: dist.ProcessGroup | None = None) -> str | None:
     """The first rank's problem, on every rank; None where no rank has one."""
-    return next((found for found in _gathered(problem, world) if found is not None), None)
+    return next((found for found in _gathered(problem, world, group) if found is not None), None)
 
 
 def verified_folder(path: Path, rank: int = 0, world: int = 1) -> Path:
@@ -143,12 +146,12 @@ def _flushed_hash(path: Path) -> str:
     return sha256(path)
 
 
-def _gathered(value: Any, world: int) -> list[Any]:
+def _gathered(value: Any, world: int, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Every rank's value, on every rank."""
     if world == 1:
         return [value]
     values: list[Any] = [None] * world
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 

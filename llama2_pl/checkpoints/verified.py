@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,15 @@ class VerifiedCheckpointIO(CheckpointIO):
     Args:
         keep_previous: keep what stood at the same path before; costs its size on disk.
         background: write in a thread while training goes on. A failed write stops the run at the next save or at its
-            end; the state is copied first, which costs its size in memory.
+            end; the state is copied first, which costs its size in memory. Folders of shards are written at once and
+            hashed, flushed to the disk and put in place in the thread.
     """
 
     def __init__(self, keep_previous: bool = True, background: bool = False) -> None:
         super().__init__()
         self.keep_previous = keep_previous
         self._writer = ThreadPoolExecutor(1) if background else None
-        self._pending: Future[None] | None = None
+        self._pending: Future[object] | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
@@ -56,16 +58,30 @@ class VerifiedCheckpointIO(CheckpointIO):
         if self._writer is None:
             write_checkpoint(checkpoint, Path(path), self.keep_previous)
             return
+        self.wait()  # before the copy, which needs the memory of the last one
+        self.later(write_checkpoint, _copy(checkpoint), Path(path), self.keep_previous)
+
+    @property
+    def background(self) -> bool:
+        """Whether writes end in a thread."""
+        return self._writer is not None
+
+    def later(self, work: Callable[..., object], *arguments: Any) -> None:
+        """Work in the background, after what is under way there; its failure is raised by the next `wait`."""
+        assert self._writer is not None
         self.wait()
-        self._pending = self._writer.submit(
-            write_checkpoint, _copy(checkpoint), Path(path), self.keep_previous
-        )
+        self._pending = self._writer.submit(work, *arguments)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """The verified content of `path`, or of the one before it. `weights_only` None means True."""
         self.wait()
+        if Path(path).is_dir():
+            raise ValueError(
+                f"{path}: a folder of shards; go on with a strategy that reads it, on any number of devices: "
+                "ModelParallelStrategy (configs/trainer/fsdp2.yaml)"
+            )
         sound = verified_path(Path(path))
         return torch.load(
             sound, map_location=map_location or "cpu", weights_only=weights_only is not False, mmap=False

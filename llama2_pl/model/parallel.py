@@ -72,7 +72,8 @@ def parallelize(model: Network, plan: ParallelPlan, mesh: DeviceMesh | None = No
         block.recompute = plan.activation_checkpointing
         if compile:
             block.compile()
-    if mesh is not None and mesh["data_parallel"].size() > 1:
+    # on one device, too, where nothing else makes the network one that folders of shards can be loaded into
+    if mesh is not None and (mesh["data_parallel"].size() > 1 or mesh["tensor_parallel"].size() == 1):
         _shard(model, plan, mesh["data_parallel"])
     return model
 

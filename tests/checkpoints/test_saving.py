@@ -22,6 +22,8 @@ CASES = {
     "mkdir": ("folders", 1, "pathlib.Path.mkdir"),
     "file": ("ddp", 0, "llama2_pl.checkpoints.verified.write_checkpoint"),
     "background": ("ddp in the background", 0, "llama2_pl.checkpoints.verified.write_checkpoint"),
+    "later": ("folders in the background", 1, "llama2_pl.checkpoints.sharded.flush"),
+    "sound": ("folders in the background", None, "llama2_pl.checkpoints.sharded.flush"),
 }
 
 SCRIPT = """
@@ -68,7 +70,7 @@ class Full(L.Callback):
 
 
 def strategy(kind):
-    if kind == "folders":
+    if "folders" in kind:
         return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo")
     return DDPStrategy(process_group_backend="gloo")
 
@@ -101,7 +103,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, (_, rank, _) in CASES.items() if rank is not None])
 def test_a_full_disk_of_one_rank_ends_both_and_leaves_the_checkpoint_before(folder, name):
     for rank in (0, 1):
         end = (folder / f"{name} {rank}").read_text()
@@ -111,3 +113,10 @@ def test_a_full_disk_of_one_rank_ends_both_and_leaves_the_checkpoint_before(fold
     kept = path / "meta.pt" if path.is_dir() else path
     assert (folder_damage if path.is_dir() else damage)(path) is None
     assert torch.load(kept, weights_only=True)["global_step"] == 1
+
+
+def test_a_folder_put_in_place_in_the_background_is_whole_when_the_run_ends(folder):
+    assert [(folder / f"sound {rank}").read_text() for rank in (0, 1)] == ["finished"] * 2
+    assert sorted(path.name for path in (folder / "sound").iterdir()) == ["step=2.ckpt"]
+    assert folder_damage(folder / "sound" / "step=2.ckpt") is None
+    assert (folder / "sound" / "step=2.ckpt" / "manifest.json").exists()
