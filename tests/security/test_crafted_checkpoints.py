@@ -14,7 +14,6 @@ import torch
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from llama2_pl.checkpoints.hugging_face import from_hugging_face
 from llama2_pl.checkpoints.ours import load_language_model, load_reward_model
@@ -96,16 +95,6 @@ def test_the_cache_of_hugging_face_is_read_through_its_links(tmp_path: Path) -> 
     assert from_hugging_face(snapshot / "1234").config.dim == corpus.CONFIG.dim
 
 
-class Sharded(SFTModule):
-    """Sharded over its one process; our plan leaves a mesh of one alone."""
-
-    def build_networks(self) -> None:
-        super().build_networks()
-        assert self.device_mesh is not None
-        fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
-        register_fsdp_forward_method(self.model, "hidden")
-
-
 def module_and_trainer(folder: Path, strategy: str) -> tuple[SFTModule, L.Trainer]:
     """A training of one step on one process."""
     plan = ModelParallelStrategy(1, 1, process_group_backend="gloo") if strategy == "sharded" else "auto"
@@ -120,8 +109,7 @@ def module_and_trainer(folder: Path, strategy: str) -> tuple[SFTModule, L.Traine
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    kind = Sharded if strategy == "sharded" else SFTModule
-    return kind(corpus.CONFIG, min_warmup_steps=1), trainer
+    return SFTModule(corpus.CONFIG, min_warmup_steps=1), trainer
 
 
 def data() -> torch.utils.data.DataLoader:
