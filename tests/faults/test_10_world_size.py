@@ -69,7 +69,6 @@ def folder(tmp_path_factory) -> Path:
 def train(folder: Path, name: str, devices: int, steps: int, resume: str = "") -> None:
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("LOCAL_RANK", None)
     command = [sys.executable, "train.py", name, str(devices), str(steps), resume]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,16 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def environment_of_its_own() -> Iterator[None]:
+    """Lightning's launcher leaves MASTER_PORT, LOCAL_RANK and others behind, which a later test's processes would take."""
+    with mock.patch.dict(os.environ):
+        yield
