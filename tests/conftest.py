@@ -11,6 +11,6 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def environment_of_its_own() -> Iterator[None]:
-    """Lightning's launcher leaves MASTER_PORT, LOCAL_RANK and others behind, which a later test's processes would take."""
+    """Lightning's launcher leaves MASTER_PORT, LOCAL_RANK and others behind, for a later test's processes to take."""
     with mock.patch.dict(os.environ):
         yield
