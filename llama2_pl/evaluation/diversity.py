@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from llama2_pl.evaluation.intervals import Interval, bootstrap
 
 SMOOTHING = 0.1  # matches credited where there are none (Chen and Cherry 2014, method 1): a zero would hide all orders
+
+
+class Diversity(TypedDict):
+    """Self-BLEU and the share of different word pairs, each within the answers to one prompt; means over prompts."""
+
+    self_bleu: Interval
+    distinct_2: Interval
 
 
 def ngrams(words: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
@@ -50,3 +60,15 @@ def distinct_n(answers: Sequence[str], n: int = 2) -> float:
     for answer in answers:
         counts += ngrams(answer.split(), n)
     return len(counts) / counts.total() if counts else 0.0
+
+
+def diversity_by_temperature(spoken: Mapping[float, Sequence[str]], each: int) -> dict[str, Diversity]:
+    """Answers by temperature, prompt-major, `each` to a prompt -> the points of Fig. 21 (Llama 2 §5.1)."""
+    found = {}
+    for temperature, answers in spoken.items():
+        sets = [answers[start : start + each] for start in range(0, len(answers), each)]
+        found[f"{temperature:g}"] = Diversity(
+            self_bleu=bootstrap([self_bleu(texts) for texts in sets]),
+            distinct_2=bootstrap([distinct_n(texts) for texts in sets]),
+        )
+    return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from llama2_pl.data.batches import PreferenceBatch
+from llama2_pl.evaluation.intervals import Interval, bootstrap
 from llama2_pl.model.heads import ScalarModel
 
 RATINGS = ("significantly better", "better", "slightly better", "negligibly better")
@@ -79,25 +79,6 @@ def score_responses(model: ScalarModel, rows: Sequence[Sequence[int]], *, max_ba
     finally:
         model.train(was_training)
     return scores
-
-
-def score_pairs(
-    model: ScalarModel, batches: Iterable[PreferenceBatch], *, max_batch: int = 64
-) -> ScoredPairs:
-    """Score every pair of a preference data set's batches."""
-    parts = []
-    for batch in batches:
-        rows = [
-            row[:length] for row, length in zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True)
-        ]
-        chosen, rejected = score_responses(model, rows, max_batch=max_batch).chunk(2)
-        chosen_safe, rejected_safe = batch.is_safe.cpu().chunk(2)
-        parts.append(
-            ScoredPairs(chosen, rejected, batch.rating.cpu(), batch.source.cpu(), chosen_safe, rejected_safe)
-        )
-    if not parts:
-        raise ValueError("no preference batches to score; is the data set empty?")
-    return ScoredPairs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def is_right(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -186,13 +167,14 @@ def expected_calibration_error(curve: Sequence[CalibrationBin]) -> float:
     return sum(row["count"] * abs(row["predicted"] - row["observed"]) for row in curve) / total
 
 
-def mean_score_by_level(scores: Tensor, levels: Tensor) -> dict[str, float]:
-    """Scores (N,) and quality levels (N,) given by people or a gold judge -> mean score of each level.
+def gap_by_rating(chosen: Tensor, rejected: Tensor, rating: Tensor) -> dict[str, Interval]:
+    """Scores (N,), (N,) and ratings (N,) -> mean of chosen minus rejected by rating; ratings without pairs left out.
 
-    Llama 2 §3.4.1, fig. 29: it should rise with the level.
+    Llama 2 §3.2.2 asks for it with the margin of eq. 2: the stronger the preference, the further apart the scores.
     """
+    gap = chosen - rejected
     return {
-        f"{level:g}": scores[levels == level].double().mean().item() for level in levels.unique().tolist()
+        name: bootstrap(gap[rating == level]) for level, name in enumerate(RATINGS) if (rating == level).any()
     }
 
 

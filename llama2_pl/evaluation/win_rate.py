@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Sequence
-from typing import Literal, TypedDict
+from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from llama2_pl.evaluation.intervals import bootstrap, wilson
-
-Verdict = Literal["first", "second", "tie"]
-Judge = Callable[[str, str, str], Verdict]
 
 
 class WinRate(TypedDict):
@@ -59,30 +55,6 @@ def win_rate(
     difference = left - right if left.ndim == 1 else (left[:, :, None] - right[:, None, :]).flatten(1)
     outcomes = torch.where(difference.abs() <= tie_margin, 0.5, (difference > 0).double())
     return summarise(outcomes, resamples=resamples, seed=seed)
-
-
-def judged_win_rate(
-    prompts: Sequence[str],
-    a: Sequence[str],
-    b: Sequence[str],
-    judge: Judge,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> WinRate:
-    """Let a judge who reads both texts choose, shown in random order so that a liking for the first place cancels.
-
-    Llama 2 §3.4.1 ("the order is randomly swapped"); the judge gets (prompt, first answer, second answer).
-    """
-    chance = random.Random(seed)
-    outcomes = []
-    for prompt, answer_a, answer_b in zip(prompts, a, b, strict=True):
-        swapped = chance.random() < 0.5
-        verdict = judge(prompt, *((answer_b, answer_a) if swapped else (answer_a, answer_b)))
-        if verdict not in ("first", "second", "tie"):
-            raise ValueError(f"the judge said {verdict!r}; it must say 'first', 'second' or 'tie'")
-        outcomes.append(0.5 if verdict == "tie" else float((verdict == "first") != swapped))
-    return summarise(torch.tensor(outcomes, dtype=torch.float64), resamples=resamples, seed=seed)
 
 
 def summarise(outcomes: Tensor, *, resamples: int = 2000, seed: int = 0) -> WinRate:

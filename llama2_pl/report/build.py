@@ -9,7 +9,7 @@ from llama2_pl.report import figures, page
 from llama2_pl.report.doctor import doctor
 from llama2_pl.report.gatt import ghost_attention
 from llama2_pl.report.metrics import read_json
-from llama2_pl.report.rewards import reward_models, scaling
+from llama2_pl.report.rewards import rejection_sampling, reward_models, scaling
 from llama2_pl.report.versions import versions
 
 NAMES = {
@@ -38,7 +38,7 @@ def build_report(run: str = "runs/demo", out: str | None = None) -> str:
         _training(folder),
         reward_models(results),
         scaling(folder),
-        _rejection_sampling(results),
+        rejection_sampling(results),
         versions(folder, results),
         *(part for ppo in _ppo_folders(folder) for part in (_ppo(ppo), doctor(ppo))),
         _judged(results),
@@ -121,28 +121,6 @@ def _training(run: Path) -> str:
         page.section("Training", "Next-token loss from pretraining to fine-tuning.", page.row(*parts))
         if parts
         else ""
-    )
-
-
-def _rejection_sampling(results: dict) -> str:
-    best = results.get("best_of_n")
-    if not best:
-        return ""
-    charts = [
-        page.figure(
-            figures.reward_against_n(best["by_temperature"], what="reward"),
-            "Max and median reward among N samples (as Figs. 7 and 8).",
-        )
-    ]
-    gold = best.get("gold")
-    note = ""
-    if gold:
-        best_score, median = f"{gold['best']:.2f}", f"{gold['median']:.2f}"
-        note = f" The answer picked among {gold['n']} has gold score {best_score}; the median sample has {median}."
-    return page.section(
-        "Rejection sampling",
-        "The gain that fine-tuning on the best of N samples can bring." + note,
-        page.row(*charts),
     )
 
 

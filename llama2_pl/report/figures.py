@@ -165,18 +165,18 @@ def intervals(named: dict[str, dict], *, x_label: str, line: float | None = None
 
 
 def bands(named: dict[str, dict[str, dict]], *, x_label: str, y_label: str, whole: bool = False) -> str:
-    """Means with 95 % bands by whole number, a line per name; `whole`: the axis runs from 0 to 1."""
+    """Means with 95 % bands by number, a line per name; `whole`: the axis runs from 0 to 1."""
 
     def paint(axes: Any) -> None:
         for number, (name, by_place) in enumerate(named.items()):
-            places = sorted(by_place, key=int)
-            rows, x = [by_place[place] for place in places], [int(place) for place in places]
+            places = sorted(by_place, key=float)
+            rows, x = [by_place[place] for place in places], [float(place) for place in places]
             colour = COLOURS[number % len(COLOURS)]
             axes.fill_between(
                 x, [r["low"] for r in rows], [r["high"] for r in rows], color=colour, alpha=0.15, linewidth=0
             )
             axes.plot(x, [r["mean"] for r in rows], marker="o", color=colour, label=name)
-        axes.set_xticks(sorted({int(place) for by_place in named.values() for place in by_place}))
+        axes.set_xticks(sorted({float(place) for by_place in named.values() for place in by_place}))
         if whole:
             axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel(x_label)

@@ -1,4 +1,4 @@
-"""The report's sections on the reward models: how good they are, and what more data and larger models give."""
+"""The report's sections on the reward models: how good they are, what they choose, what more data and size give."""
 
 from __future__ import annotations
 
@@ -38,6 +38,38 @@ def reward_models(results: dict) -> str:
     )
 
 
+def rejection_sampling(results: dict) -> str:
+    """What the best of N samples is worth, and how much the samples differ, by temperature."""
+    best = results.get("best_of_n")
+    if not best:
+        return ""
+    charts = [
+        page.figure(
+            figures.reward_against_n(best["by_temperature"], what="reward"),
+            "Max and median reward among N samples (as Figs. 7 and 8).",
+        )
+    ]
+    if best.get("diversity"):
+        measures = {"Self-BLEU": "self_bleu", "different word pairs": "distinct_2"}
+        named = {
+            name: {temperature: row[key] for temperature, row in best["diversity"].items()}
+            for name, key in measures.items()
+        }
+        chart = figures.bands(named, x_label="temperature", y_label="share", whole=True)
+        caption = "How alike the samples of a prompt are, 95 % intervals: Self-BLEU (as Fig. 21), distinct-2."
+        charts.append(page.figure(chart, caption))
+    gold = best.get("gold")
+    note = ""
+    if gold:
+        best_score, median = f"{gold['best']:.2f}", f"{gold['median']:.2f}"
+        note = f" The answer picked among {gold['n']} has gold score {best_score}; the median sample has {median}."
+    return page.section(
+        "Rejection sampling",
+        "The gain that fine-tuning on the best of N samples can bring." + note,
+        page.row(*charts),
+    )
+
+
 def scaling(run: Path) -> str:
     """Accuracy against the batch number, a line per model size (`llama2-pl reward-scaling`)."""
     study = read_json(run / "scaling.json")
@@ -70,6 +102,14 @@ def _charts(accuracy: dict[str, dict]) -> list[str]:
         )
         for name, row in accuracy.items()
         if row.get("calibration")
+    ]
+    charts += [
+        page.figure(
+            figures.intervals(row["gap_by_rating"], x_label="score of chosen minus rejected", line=0.0),
+            f"How far apart the {name} model scores the two answers, by rating, 95 % intervals.",
+        )
+        for name, row in accuracy.items()
+        if row.get("gap_by_rating")
     ]
     named = {name: row["histograms"]["sigmoid"] for name, row in accuracy.items() if row.get("histograms")}
     if named:

@@ -25,6 +25,7 @@ from llama2_pl.data.readers.files import json_rows
 from llama2_pl.data.readers.preferences import PreferenceRow, asked, read_preferences
 from llama2_pl.evaluation.answers import answer, fits, room_for_prompt
 from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature
+from llama2_pl.evaluation.diversity import diversity_by_temperature
 from llama2_pl.evaluation.intervals import bootstrap, wilson
 from llama2_pl.evaluation.reward import (
     UNRATED,
@@ -34,6 +35,7 @@ from llama2_pl.evaluation.reward import (
     accuracy_by_source,
     calibration_curve,
     expected_calibration_error,
+    gap_by_rating,
     score_histogram,
     score_responses,
     unsafe_detection,
@@ -229,15 +231,17 @@ def best_of_n(
     temperatures: Sequence[float],
     samples: int,
 ) -> dict[str, Any]:
-    """Reward against N for each temperature (Llama 2 figs. 7 and 8); gold score of the winner at the middle one."""
-    rewards, gold = {}, {}
+    """Reward against N (Llama 2 figs. 7 and 8) and diversity (fig. 21) by temperature; the winners' gold score."""
+    rewards, gold, spoken = {}, {}, {}
     for temperature in temperatures:
-        answers = speak(model, rows, temperature, samples)
+        answers = spoken[temperature] = speak(model, rows, temperature, samples)
         rewards[temperature] = judges.scores(rows, answers)[2].view(len(rows), samples)
         if all(row.task is not None for row in rows):
             repeated = [row for row in rows for _ in range(samples)]
             gold[temperature] = gold_scores(repeated, answers).view(len(rows), samples)
     results: dict[str, Any] = {"by_temperature": reward_by_temperature(rewards)}
+    if samples > 1:
+        results["diversity"] = diversity_by_temperature(spoken, samples)
     if gold:
         middle = temperatures[len(temperatures) // 2]
         results["gold"] = gold_of_best(rewards[middle], gold[middle], samples) | {"temperature": middle}
@@ -279,6 +283,7 @@ def _on_its_own(pairs: ScoredPairs) -> dict[str, Any]:
     return {
         **accuracy_by_rating(pairs.chosen, pairs.rejected, pairs.rating),
         "by_safety": accuracy_by_safety(pairs.chosen, pairs.rejected, pairs.chosen_safe, pairs.rejected_safe),
+        "gap_by_rating": gap_by_rating(pairs.chosen, pairs.rejected, pairs.rating),
         "calibration": curve,
         "calibration_error": expected_calibration_error(curve),
         "histograms": {scale: score_histogram(scores, scale=scale) for scale in ("logit", "sigmoid")},

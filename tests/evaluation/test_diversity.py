@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from llama2_pl.evaluation.diversity import bleu, distinct_n, self_bleu
+from llama2_pl.evaluation.diversity import bleu, distinct_n, diversity_by_temperature, self_bleu
 
 
 def test_bleu_by_hand_clips_repeated_words():
@@ -34,3 +34,15 @@ def test_distinct_n_by_hand():
 def test_one_answer_cannot_be_compared():
     with pytest.raises(ValueError, match="1 given"):
         self_bleu(["a b"])
+
+
+def test_diversity_is_measured_within_each_prompt_and_averaged_over_prompts():
+    alike, unlike = ["a b c d", "a b c d"], ["e f", "g h"]
+    found = diversity_by_temperature({0.5: [*alike, *alike], 1.0: [*alike, *unlike]}, 2)
+    assert list(found) == ["0.5", "1"]
+    assert found["0.5"]["self_bleu"]["mean"] == pytest.approx(1.0)
+    assert found["0.5"]["distinct_2"]["mean"] == pytest.approx(3 / 6)
+    # no match: 0.1 of 2 words and 0.1 of 1 pair, geometric mean; all word pairs of the second prompt differ
+    assert found["1"]["self_bleu"]["mean"] == pytest.approx((1 + math.sqrt(0.05 * 0.1)) / 2)
+    assert found["1"]["distinct_2"]["mean"] == pytest.approx((3 / 6 + 1) / 2)
+    assert found["1"]["self_bleu"]["count"] == 2

@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 
-from llama2_pl.data.batches import PreferenceBatch
 from llama2_pl.evaluation import reward, reward_metrics
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import ScalarModel
@@ -136,10 +135,13 @@ def test_unsafe_recall_and_precision_by_hand_leave_unknown_labels_out():
     assert reward.unsafe_detection(scores, torch.ones(6))["recall"] is None
 
 
-def test_mean_score_by_level_by_hand():
-    assert reward.mean_score_by_level(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([1, 1, 7])) == {
-        "1": 2.0,
-        "7": 5.0,
+def test_the_gap_is_the_mean_difference_of_each_rating_by_hand():
+    chosen, rejected = torch.tensor([3.0, 2.0, 0.5, 9.0]), torch.tensor([1.0, -2.0, 1.0, 0.0])
+    gaps = reward.gap_by_rating(chosen, rejected, torch.tensor([0, 0, 3, reward.UNRATED]))
+    # 2 and 4; -0.5; the unrated pair counts in none
+    assert {name: (row["mean"], row["count"]) for name, row in gaps.items()} == {
+        "significantly better": (3.0, 2),
+        "negligibly better": (-0.5, 1),
     }
 
 
@@ -167,22 +169,6 @@ def test_scores_in_batches_equal_scores_one_by_one_and_mode_is_kept(model):
     assert scores.tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_pairs_are_scored_from_chosen_and_rejected_rows(model):
-    batch = PreferenceBatch(
-        tokens=torch.tensor([[1, 4, 2, 0], [1, 5, 6, 2], [1, 2, 0, 0], [1, 9, 2, 0]]),
-        lengths=torch.tensor([3, 4, 2, 3]),
-        rating=torch.tensor([0, 3]),
-        is_safe=torch.tensor([1.0, 1.0, 0.0, float("nan")]),
-        source=torch.tensor([0, 1]),
-    )
-    pairs = reward.score_pairs(model, [batch, batch])
-    expected = reward.score_responses(model, [[1, 4, 2], [1, 5, 6, 2], [1, 2], [1, 9, 2]])
-    assert torch.allclose(pairs.chosen, expected[:2].repeat(2))
-    assert torch.allclose(pairs.rejected, expected[2:].repeat(2))
-    assert pairs.chosen_safe.tolist() == [1, 1, 1, 1] and pairs.rejected_safe[0] == 0
-    assert pairs.source.tolist() == [0, 1, 0, 1]
-
-
 def test_results_go_into_json():
     json.dumps(
         [
@@ -190,7 +176,7 @@ def test_results_go_into_json():
             reward.calibration_curve(CHOSEN, REJECTED),
             reward.score_histogram(CHOSEN),
             reward.unsafe_detection(CHOSEN, torch.ones(5)),
-            reward.mean_score_by_level(CHOSEN, RATING),
+            reward.gap_by_rating(CHOSEN, REJECTED, RATING),
         ]
     )
 

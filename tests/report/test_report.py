@@ -44,6 +44,7 @@ def write_results(run):
                 "overall": 0.77,
                 "by_rating": by_rating,
                 "pairs": 100,
+                "gap_by_rating": {"significantly better": INTERVAL, "negligibly better": INTERVAL},
                 "calibration": calibration,
                 "histograms": {"sigmoid": {"edges": [0.0, 0.5, 1.0], "share": [0.25, 0.75]}},
             }
@@ -55,7 +56,8 @@ def write_results(run):
         },
         "unsafe_recall": INTERVAL,
         "best_of_n": {
-            "by_temperature": {"1": {"n": [1, 2, 4], "max": [0.1, 0.5, 0.9], "median": [0.1, 0.1, 0.1]}}
+            "by_temperature": {"1": {"n": [1, 2, 4], "max": [0.1, 0.5, 0.9], "median": [0.1, 0.1, 0.1]}},
+            "diversity": {t: {"self_bleu": INTERVAL, "distinct_2": INTERVAL} for t in ("0.7", "1", "1.3")},
         },
         "gold": {"sft": INTERVAL, "ppo": INTERVAL},
         "win_rate": {"ppo vs sft": INTERVAL},
@@ -101,6 +103,8 @@ def test_every_figure_of_the_paper_is_drawn_from_the_runs_files(run):
         "as Fig. 5",
         "as Table 8",
         "as Fig. 27",
+        "How far apart the helpfulness model",
+        "as Fig. 21",
         "&lt;b&gt;forum",
         "as Figs. 7 and 8",
         "as Table 30",
@@ -111,8 +115,8 @@ def test_every_figure_of_the_paper_is_drawn_from_the_runs_files(run):
         "1.5 min",
     ):
         assert part in text, part
-    # loss, calibration, histogram, reward against N, PPO reward, gold, wins, GAtt kept, looked at, two maps
-    assert text.count("<svg") == 11
+    # loss, calibration, gap, histogram, reward against N, diversity, PPO reward, gold, wins, GAtt kept, looked at, two maps
+    assert text.count("<svg") == 13
 
 
 def test_text_of_a_model_or_user_cannot_become_markup(run):

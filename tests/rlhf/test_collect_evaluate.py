@@ -246,6 +246,15 @@ def test_the_best_reward_grows_with_the_number_of_samples(results: dict) -> None
     assert results["best_of_n"]["gold"]["temperature"] == 1.0
 
 
+def test_diversity_and_gaps_are_of_all_prompts_and_pairs(results: dict) -> None:
+    for row in results["best_of_n"]["diversity"].values():
+        assert row["self_bleu"]["count"] == row["distinct_2"]["count"] == 4  # best_of_n_prompts
+        assert 0.0 <= row["self_bleu"]["mean"] <= 1.0
+    for row in results["reward_accuracy"].values():
+        gaps = {name: gap["count"] for name, gap in row["gap_by_rating"].items()}
+        assert gaps == {name: count for name, count in row["pairs_by_rating"].items() if count}
+
+
 def test_every_model_answers_each_sample(results: dict) -> None:
     assert len(results["samples"]) == 8
     for sample in results["samples"]:
@@ -265,8 +274,8 @@ def test_the_report_draws_every_section_that_the_results_allow(evaluated: Path) 
     ):
         assert f"{title}</h2>" in text, title
     assert "A tiny run." in text and "PPO preferred over SFT" in text and "50.0%" in text
-    # calibration x 2, histogram, best of N, judged x 3, gold x 2, Ghost Attention x 4
-    assert text.count("<svg") == 13
+    # calibration x 2, gaps x 2, histogram, best of N, diversity, judged x 3, gold x 2, Ghost Attention x 4
+    assert text.count("<svg") == 16
 
 
 def few(run: Run, folder: Path, asked: list[dict]) -> dict:
