@@ -115,7 +115,8 @@ def test_every_figure_of_the_paper_is_drawn_from_the_runs_files(run):
         "1.5 min",
     ):
         assert part in text, part
-    # loss, calibration, gap, histogram, reward against N, diversity, PPO reward, gold, wins, GAtt kept, looked at, two maps
+    # loss, calibration, gap, histogram, reward against N, diversity, PPO reward, gold, wins,
+    # GAtt kept, looked at, two maps
     assert text.count("<svg") == 13
 
 
