@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import random
+from collections.abc import Sequence
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
+
+from llama2_pl.data.default.oracle import NOISE, judge, rating_of
+from llama2_pl.data.default.tasks import Task
 
 Weights = Literal["identity", "linear", "quadratic"]
 
@@ -42,3 +47,41 @@ def gwet_ac(ratings: Tensor, categories: int, *, weights: Weights = "quadratic")
     spread = (prevalence * (1 - prevalence)).sum()
     chance = credit.sum() / (categories * (categories - 1)) * spread
     return ((observed - chance) / (1 - chance)).item()
+
+
+class AnnotatorAgreement(TypedDict):
+    """AC2 of two simulated annotators, and of one with the oracle's rating without noise, on `pairs` pairs."""
+
+    two_annotators: float
+    annotator_and_oracle: float
+    pairs: int
+
+
+def annotator_agreement(
+    rated: Sequence[tuple[Task, str, str]], *, noise: float = NOISE, seed: int = 0
+) -> AnnotatorAgreement | None:
+    """Tasks with two different answers each, rated by two annotators of independent noise; None for no pairs.
+
+    Llama 2 §3.4.2 asks for it of people; here it says how good the ratings are that the reward models learn from.
+    """
+    if not rated:
+        return None
+    gaps = [judge(task, a).utility - judge(task, b).utility for task, a, b in rated]
+    chance = random.Random(seed)
+    levels = torch.tensor(
+        [
+            [signed_level(gap + error) for error in (chance.gauss(0, noise), chance.gauss(0, noise), 0.0)]
+            for gap in gaps
+        ]
+    )
+    return AnnotatorAgreement(
+        two_annotators=gwet_ac(levels[:, :2], 8),
+        annotator_and_oracle=gwet_ac(levels[:, 1:], 8),
+        pairs=len(rated),
+    )
+
+
+def signed_level(gap: float) -> int:
+    """0 where the second answer is significantly better .. 7 where the first is: four levels to a side, no tie."""
+    rating = rating_of(gap)
+    return 7 - rating if gap >= 0 else rating

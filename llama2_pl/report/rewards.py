@@ -63,6 +63,11 @@ def rejection_sampling(results: dict) -> str:
     if gold:
         best_score, median = f"{gold['best']:.2f}", f"{gold['median']:.2f}"
         note = f" The answer picked among {gold['n']} has gold score {best_score}; the median sample has {median}."
+    if raters := best.get("annotators"):
+        note += (
+            f" Two simulated annotators rate {raters['pairs']} pairs of samples with Gwet's AC2 "
+            f"{raters['two_annotators']:.2f}; one and the oracle with {raters['annotator_and_oracle']:.2f}."
+        )
     return page.section(
         "Rejection sampling",
         "The gain that fine-tuning on the best of N samples can bring." + note,

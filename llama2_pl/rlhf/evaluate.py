@@ -23,6 +23,7 @@ from llama2_pl.data.readers.common import (
 from llama2_pl.data.readers.dialogues import messages_from_json
 from llama2_pl.data.readers.files import json_rows
 from llama2_pl.data.readers.preferences import PreferenceRow, asked, read_preferences
+from llama2_pl.evaluation.agreement import annotator_agreement
 from llama2_pl.evaluation.answers import answer, fits, room_for_prompt
 from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature
 from llama2_pl.evaluation.diversity import diversity_by_temperature
@@ -245,6 +246,10 @@ def best_of_n(
     if gold:
         middle = temperatures[len(temperatures) // 2]
         results["gold"] = gold_of_best(rewards[middle], gold[middle], samples) | {"temperature": middle}
+        pairs = zip(rows, spoken[middle][::samples], spoken[middle][samples > 1 :: samples], strict=True)
+        results["annotators"] = annotator_agreement(
+            [(r.task, a, b) for r, a, b in pairs if r.task and a != b]
+        )
     return results
 
 

@@ -5,8 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llama2_pl.evaluation.agreement import agreement_weights, gwet_ac
+from llama2_pl.data.default.tasks import Task
+from llama2_pl.evaluation.agreement import (
+    agreement_weights,
+    annotator_agreement,
+    gwet_ac,
+    signed_level,
+)
 
+HOME: Task = {
+    "kind": "fact",
+    "question": "Where does Anna live?",
+    "answers": ["Anna lives in Ardal."],
+    "values": ["Ardal"],
+    "family": "city",
+    "allowed": [],
+    "about": ["Anna"],
+}
 # 12 subjects, 4 raters, 5 categories, 0 for a missing rating.
 # Gwet, Handbook of Inter-Rater Reliability, 4th edition, p. 120.
 HANDBOOK = [
@@ -51,3 +66,20 @@ def test_the_ends_of_the_scale_get_no_credit():
 def test_single_ratings_alone_are_refused():
     with pytest.raises(ValueError, match="no item has two ratings"):
         gwet_ac(torch.tensor([[0, -1], [-1, 1]]), 2)
+
+
+def test_a_preference_is_one_of_eight_levels_by_hand():
+    # thresholds 1.5, 0.8, 0.35: significantly, better, slightly, negligibly better
+    gaps = [-2.0, -1.0, -0.5, -0.1, 0.1, 0.5, 1.0, 2.0]
+    assert [signed_level(gap) for gap in gaps] == list(range(8))
+
+
+def test_annotators_without_noise_agree_and_with_nothing_but_noise_they_do_not():
+    pairs = [(HOME, "Ben lives in", "Anna lives in Ardal.")] * 1000
+    exact = annotator_agreement(pairs, noise=0.0)
+    assert exact == {"two_annotators": 1.0, "annotator_and_oracle": 1.0, "pairs": 1000}
+    # An error of 5000 points: both toss a coin between the ends, so p_a = 1/2. The weights sum to 64 - 672 / 49, so
+    # p_e = (64 - 672 / 49) / 56 / 2 = 0.449 and AC2 = 0.051 / 0.551 = 0.093, here with a standard error of 0.03.
+    wild = annotator_agreement(pairs, noise=5000.0)
+    assert wild is not None and wild["two_annotators"] == pytest.approx(0.093, abs=0.09)
+    assert annotator_agreement([]) is None

@@ -57,6 +57,7 @@ def write_results(run):
         "unsafe_recall": INTERVAL,
         "best_of_n": {
             "by_temperature": {"1": {"n": [1, 2, 4], "max": [0.1, 0.5, 0.9], "median": [0.1, 0.1, 0.1]}},
+            "annotators": {"two_annotators": 0.81, "annotator_and_oracle": 0.9, "pairs": 48},
             "diversity": {t: {"self_bleu": INTERVAL, "distinct_2": INTERVAL} for t in ("0.7", "1", "1.3")},
         },
         "gold": {"sft": INTERVAL, "ppo": INTERVAL},
@@ -105,6 +106,7 @@ def test_every_figure_of_the_paper_is_drawn_from_the_runs_files(run):
         "as Fig. 27",
         "How far apart the helpfulness model",
         "as Fig. 21",
+        "AC2 0.81",
         "&lt;b&gt;forum",
         "as Figs. 7 and 8",
         "as Table 30",
