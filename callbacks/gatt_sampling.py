@@ -1,13 +1,11 @@
-"""The chat model as Ghost Attention asks it, and how its weights are told from others."""
+"""The chat model as Ghost Attention asks it."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from llama2_pl.callbacks.gatt_build import Sample
 from llama2_pl.evaluation.answers import decode_responses
@@ -62,13 +60,3 @@ def chat_sampler(
         return answers
 
     return sample
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """Hash of every tensor's name, shape and first 256 values: other weights, other digest, at little cost."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        start = local.detach().flatten()[:256].float().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {start.tolist()}".encode())
-    return digest.hexdigest()

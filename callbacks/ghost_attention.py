@@ -16,12 +16,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from llama2_pl.callbacks.common import autocast_of, find_language_model
 from llama2_pl.callbacks.gatt_build import History, Place, build_dialogues, draw_plan, turns_of
 from llama2_pl.callbacks.gatt_lists import ANSWERS, constraints_by_model, fixed_constraints
-from llama2_pl.callbacks.gatt_sampling import ChatSampling, chat_sampler, weights_digest
+from llama2_pl.callbacks.gatt_sampling import ChatSampling, chat_sampler
 from llama2_pl.callbacks.rewards import Reward, check_reward, find_reward
 from llama2_pl.data.readers import dialog_to_row, read_dialogues, write_jsonl
 from llama2_pl.data.readers.prompts import PromptRow
 from llama2_pl.files import write_json
 from llama2_pl.model.heads import LanguageModel
+from llama2_pl.model.parallel import weights_fingerprint
 from llama2_pl.text.chat import Dialog, Role
 from llama2_pl.text.constraints import Constraint, read_constraints
 from llama2_pl.text.tokenizer import Tokenizer
@@ -176,7 +177,7 @@ class GhostAttention(L.Callback):
         resuming = trainer.ckpt_path is not None and not trainer.strategy.restore_checkpoint_after_setup
         made_from = {
             "settings": self.settings(tokenizer),
-            "weights": "" if resuming else weights_digest(model),
+            "weights": "" if resuming else weights_fingerprint(model),
         }
         reuse = trainer.is_global_zero and self._may_reuse(made_from, resuming)
         if trainer.strategy.broadcast(reuse):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,7 +28,17 @@ def fits(dialog: Dialog, tokenizer: Tokenizer, room: int) -> bool:
     return len(encode_prompt(dialog, tokenizer, tags="neutralise")) <= room
 
 
-def answer(
+class Answers(NamedTuple):
+    """Answers, dialogue-major: answer k of dialogue i is row i * samples_per_prompt + k.
+
+    finished: whether each ended by itself, within max_new_tokens.
+    """
+
+    texts: list[str]
+    finished: list[bool]
+
+
+def answers(
     model: LanguageModel,
     tokenizer: Tokenizer,
     dialogs: Sequence[Dialog],
@@ -38,8 +49,8 @@ def answer(
     samples_per_prompt: int = 1,
     seed: int = 0,
     max_batch: int | None = 256,
-) -> list[str]:
-    """Answers of the model, dialogue-major: answer k of dialogue i is row i * samples_per_prompt + k."""
+) -> Answers:
+    """What a model says to each dialogue."""
     prompts = [encode_prompt(dialog, tokenizer, tags="neutralise") for dialog in dialogs]
     generator = torch.Generator().manual_seed(seed)
     rollout = generate(
@@ -53,4 +64,9 @@ def answer(
         generator=generator,
         max_batch=max_batch,
     )
-    return decode_responses(rollout, tokenizer)
+    return Answers(decode_responses(rollout, tokenizer), rollout.finished.tolist())
+
+
+def answer(model: LanguageModel, tokenizer: Tokenizer, dialogs: Sequence[Dialog], **how: Any) -> list[str]:
+    """The texts of `answers` alone."""
+    return answers(model, tokenizer, dialogs, **how).texts

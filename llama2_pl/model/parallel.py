@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,6 +106,16 @@ def largest_over_ranks(number: int, device: torch.device) -> int:
     largest = torch.tensor(number, device=device)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return int(largest)
+
+
+def weights_fingerprint(network: nn.Module) -> str:
+    """Hash of every tensor's name, shape and first 256 values: other weights, other text, at little cost."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # all ranks take part
+        start = whole.detach().flatten()[:256].float().cpu()
+        digest.update(f"{name} {tuple(tensor.shape)} {start.tolist()}".encode())
+    return digest.hexdigest()
 
 
 def _blocks(model: LanguageModel | ScalarModel) -> list[Block]:

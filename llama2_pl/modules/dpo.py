@@ -11,8 +11,8 @@ from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.batches import PreferenceBatch
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
+from llama2_pl.model.parallel import weights_fingerprint
 from llama2_pl.modules.base import LlamaModule, plain_arguments
-from llama2_pl.modules.policy import weights_fingerprint
 from llama2_pl.objectives.dpo import answer_mask, dpo_loss, implicit_rewards
 from llama2_pl.objectives.language import token_logprobs_from_hidden
 

@@ -6,8 +6,7 @@ import hashlib
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from llama2_pl.checkpoints.ours import load_reward_model
 from llama2_pl.generation.sampler import Rollout
@@ -137,13 +136,3 @@ def seeded(*numbers: int) -> torch.Generator:
     """A CPU generator that depends on the numbers and on nothing else: draws repeat after a restart."""
     digest = hashlib.sha256(repr(numbers).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def weights_fingerprint(network: nn.Module) -> str:
-    """Hash of every tensor's name, shape and first 256 values: other weights, other text, at little cost."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # all ranks take part
-        start = whole.detach().flatten()[:256].float().cpu()
-        digest.update(f"{name} {tuple(tensor.shape)} {start.tolist()}".encode())
-    return digest.hexdigest()

@@ -12,6 +12,7 @@ from llama2_pl.data.batches import PromptBatch
 from llama2_pl.generation.sampler import Rollout, generate
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.model.parallel import weights_fingerprint
 from llama2_pl.modules.base import plain_arguments, with_scalar_head
 from llama2_pl.modules.experience import (
     Experience,
@@ -26,7 +27,7 @@ from llama2_pl.modules.experience import (
     state_values,
 )
 from llama2_pl.modules.optimizer import adamw, decay_groups
-from llama2_pl.modules.policy import PolicyModule, Scored, seeded, weights_fingerprint
+from llama2_pl.modules.policy import PolicyModule, Scored, seeded
 from llama2_pl.modules.unpadded import packing
 from llama2_pl.objectives import ppo
 from llama2_pl.objectives.reward import whiten
@@ -221,16 +222,16 @@ class PPOModule(PolicyModule):
 
     def learn(self, experience: Experience, generator: torch.Generator) -> list[dict[str, Tensor]]:
         """One optimizer step per minibatch; what each of them logged."""
-        rows_per_rank = self.hparams["minibatch_size"] // self.data_ranks()
-        if rows_per_rank < 1:
+        size, ranks = self.hparams["minibatch_size"], self.data_ranks()
+        if size % ranks:
             raise ValueError(
-                f"minibatch_size is {self.hparams['minibatch_size']}, over all devices, and there are "
-                f"{self.data_ranks()} data-parallel ranks: give at least one row to each"
+                f"minibatch_size is {size}, over all devices, and there are {ranks} data-parallel ranks: give a "
+                f"multiple of {ranks}"
             )
         logged = []
         for _ in range(self.hparams["epochs"]):
             order = torch.randperm(len(experience.tokens), generator=generator)
-            logged += [self.learn_minibatch(experience.rows(rows)) for rows in order.split(rows_per_rank)]
+            logged += [self.learn_minibatch(experience.rows(rows)) for rows in order.split(size // ranks)]
         return logged
 
     def learn_minibatch(self, minibatch: Experience) -> dict[str, Tensor]:

@@ -17,9 +17,9 @@ from llama2_pl.files import write_text
 from llama2_pl.generation.sampler import Rollout, generate, responses
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
-from llama2_pl.model.parallel import is_sharded, largest_over_ranks
+from llama2_pl.model.parallel import is_sharded, largest_over_ranks, weights_fingerprint
 from llama2_pl.modules.base import plain_arguments
-from llama2_pl.modules.policy import PolicyModule, Scored, seeded, weights_fingerprint
+from llama2_pl.modules.policy import PolicyModule, Scored, seeded
 from llama2_pl.text.tags import strip_control_tags
 
 DONE, GOES_ON, ANSWERS = range(3)  # of a rank, in one step of predict

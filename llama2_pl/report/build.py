@@ -190,7 +190,9 @@ def _judged(results: dict) -> str:
         caption = "Win rates by the reward models themselves, which is no proof of quality."
         charts.append(page.figure(figures.intervals(wins, x_label=x_label, line=0.5), caption))
     lead = "The reward models' own judgement, on both axes; training aimed at it, so it must rise."
-    return page.section("Judged by the reward models", lead, page.row(*charts))
+    ended = [[_name(name), f"{share:.0%}"] for name, share in results.get("finished", {}).items()]
+    table = page.table(["model", "answers that ended by themselves; others are judged as cut off"], ended)
+    return page.section("Judged by the reward models", lead, page.row(*charts), table if ended else "")
 
 
 def _gold(results: dict) -> str:

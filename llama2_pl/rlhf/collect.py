@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.default.oracle import NOISE, rate
 from llama2_pl.data.readers.common import (
@@ -25,6 +23,8 @@ from llama2_pl.data.readers.dialogues import messages_from_json
 from llama2_pl.data.readers.files import json_rows
 from llama2_pl.data.readers.preferences import asked
 from llama2_pl.evaluation.answers import answer
+from llama2_pl.model.heads import LanguageModel
+from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.text.chat import Dialog
 from llama2_pl.text.tags import strip_control_tags
 from llama2_pl.text.tokenizer import Tokenizer
@@ -66,6 +66,7 @@ def collect_preferences(
     batch: int = 1,
     annotator: str = "oracle",
     seed: int = 0,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """Write out/helpful_{train,val}.jsonl and out/safety_{train,val}.jsonl with rated pairs of on-policy answers.
 
@@ -87,12 +88,15 @@ def collect_preferences(
         batch: number of the weekly batch, from 1, written in every row.
         annotator: name of the annotator, written in every row.
         seed: of sampling and of the annotator's noise.
+        hardware: device and precision.
     """
     if batch < 1:
         raise ValueError(f"batch is {batch}: give the number of the weekly batch, from 1")
     rows = read_tasks(prompts, limit)
     how = (temperatures or [0.7, 1.1], max_new_tokens, range(batch, batch + rounds), seed)
-    sides = _sample_sides(policies, Tokenizer(tokenizer), rows, *how)
+    words = Tokenizer(tokenizer)
+    models = {path: hardware.place(load_language_model(path, tokenizer=words)) for path in policies}
+    sides = _sample_sides(models, words, rows, *how)
     judgement, held_out = random.Random(seed), len(rows) - round(val_share * len(rows))
     labels = {"batch": batch, "annotator": annotator}
     files: dict[str, list[dict]] = {
@@ -124,7 +128,7 @@ class _Side(NamedTuple):
 
 
 def _sample_sides(
-    policies: Sequence[str],
+    models: dict[str, LanguageModel],
     tokenizer: Tokenizer,
     rows: Sequence[dict],
     temperatures: Sequence[float],
@@ -133,20 +137,19 @@ def _sample_sides(
     seed: int,
 ) -> Iterator[tuple[_Side, _Side]]:
     """For each round the answers of side A and of side B, every side with its own model variant and temperature."""
-    models = [load_language_model(path, tokenizer=tokenizer).to(torch.float32).eval() for path in policies]
-    dialogs = [dialog_of(row) for row in rows]
+    dialogs, names = [dialog_of(row) for row in rows], list(models)
     for turn in turns:
         sides = []
         for side in (0, 1):
-            number = (2 * turn + side) % len(models)
+            name = names[(2 * turn + side) % len(names)]
             temperature = temperatures[(turn + side) % len(temperatures)]
             said = answer(
-                models[number],
+                models[name],
                 tokenizer,
                 dialogs,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 seed=seed * 1000 + 2 * turn + side,
             )
-            sides.append(_Side(policies[number], temperature, [strip_control_tags(text) for text in said]))
+            sides.append(_Side(name, temperature, [strip_control_tags(text) for text in said]))
         yield sides[0], sides[1]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from llama2_pl.checkpoints.ours import load_language_model, load_reward_model
-from llama2_pl.data.default.oracle import gold_score
+from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.readers.common import (
     Raw,
     Reading,
@@ -24,10 +23,10 @@ from llama2_pl.data.readers.dialogues import messages_from_json
 from llama2_pl.data.readers.files import json_rows
 from llama2_pl.data.readers.preferences import PreferenceRow, asked, read_preferences
 from llama2_pl.evaluation.agreement import annotator_agreement
-from llama2_pl.evaluation.answers import answer, fits, room_for_prompt
+from llama2_pl.evaluation.answers import fits, room_for_prompt
 from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature
 from llama2_pl.evaluation.diversity import diversity_by_temperature
-from llama2_pl.evaluation.intervals import bootstrap, wilson
+from llama2_pl.evaluation.intervals import wilson
 from llama2_pl.evaluation.reward import (
     UNRATED,
     ScoredPairs,
@@ -41,38 +40,22 @@ from llama2_pl.evaluation.reward import (
     score_responses,
     unsafe_detection,
 )
-from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.files import write_json
 from llama2_pl.model.heads import LanguageModel, ScalarModel
-from llama2_pl.objectives.reward import combined_reward
+from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.gatt import ghost_attention, kept_by_turn
-from llama2_pl.text.chat import Dialog, encode_dialog
+from llama2_pl.rlhf.hardware import HARDWARE, Hardware
+from llama2_pl.rlhf.scores import (
+    Judges,
+    PromptTask,
+    Speaker,
+    dialogue_ids,
+    gold_scores,
+    judged,
+    listen,
+    load_judges,
+)
 from llama2_pl.text.tokenizer import Tokenizer
-
-
-class PromptTask(NamedTuple):
-    """A prompt with what the oracle needs to judge an answer; task None where nobody knows the truth."""
-
-    dialog: Dialog
-    is_safety: bool
-    task: dict | None
-
-
-class Judges(NamedTuple):
-    """The two reward models, and how an answer's dialogue becomes ids."""
-
-    helpfulness: ScalarModel
-    safety: ScalarModel
-    tokenizer: Tokenizer
-
-    def scores(self, prompts: Sequence[PromptTask], answers: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Helpfulness, safety and combined scores (R,), all linear; `answers` prompt-major, len(prompts) * K."""
-        each = len(answers) // len(prompts)
-        rows = [prompt for prompt in prompts for _ in range(each)]
-        ids = [_ids(row.dialog, text, self.tokenizer) for row, text in zip(rows, answers, strict=True)]
-        helpful, safe = score_responses(self.helpfulness, ids), score_responses(self.safety, ids)
-        is_safety = torch.tensor([row.is_safety for row in rows])
-        return helpful, safe, combined_reward(safe, helpful, is_safety).scores
 
 
 def evaluate(
@@ -96,6 +79,8 @@ def evaluate(
     max_new_tokens: int = 64,
     seed: int = 0,
     about: str | None = None,
+    safety_threshold: float = SAFETY_THRESHOLD,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """Compare the models of a run and measure its reward models.
 
@@ -120,10 +105,14 @@ def evaluate(
         max_new_tokens: longest answer.
         seed: of all sampling.
         about: a sentence for the report's head.
+        safety_threshold: below this safety score an answer counts as unsafe.
+        hardware: device and precision.
     """
-    judges = load_judges(helpfulness_reward, safety_reward, tokenizer)
+    judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
     speak = Speaker(words := judges.tokenizer, max_new_tokens, seed)
-    networks = {name: load_language_model(path, tokenizer=words).eval() for name, path in models.items()}
+    networks = {
+        name: hardware.place(load_language_model(path, tokenizer=words)) for name, path in models.items()
+    }
     room = room_for_prompt(next(iter(networks.values())), max_new_tokens)
     asked = prompts_that_fit(prompts, limit, words, room)
     results = {"about": about} | compare_models(networks, asked, judges, speak, answers_per_prompt)
@@ -131,7 +120,9 @@ def evaluate(
         few = asked[:best_of_n_prompts]
         results["best_of_n"] = best_of_n(networks[sampler], few, judges, speak, temperatures, samples)
     results |= reward_models(judges, helpful_pairs, safety_pairs)
-    results |= ghost_attention(gatt_models or {}, gatt_cases, gatt_turns, words, max_new_tokens)
+    results |= ghost_attention(
+        gatt_models or {}, gatt_cases, gatt_turns, words, max_new_tokens, hardware=hardware
+    )
     results["samples"] = sample_dialogues(networks, asked, speak)
     write_json(Path(out), results)
     print(summary(results))
@@ -150,78 +141,24 @@ def prompts_that_fit(
     return kept
 
 
-class Speaker(NamedTuple):
-    """How models answer here: `speak(model, prompts, temperature, k)` gives k answers to each prompt, prompt-major."""
-
-    tokenizer: Tokenizer
-    max_new_tokens: int
-    seed: int
-
-    def __call__(
-        self, model: LanguageModel, asked: Sequence[PromptTask], temperature: float, k: int = 1
-    ) -> list[str]:
-        return answer(
-            model,
-            self.tokenizer,
-            [row.dialog for row in asked],
-            max_new_tokens=self.max_new_tokens,
-            temperature=temperature,
-            samples_per_prompt=k,
-            seed=self.seed,
-        )
-
-
-def load_judges(helpfulness_reward: str, safety_reward: str, tokenizer: str) -> Judges:
-    """Both reward models from their checkpoints."""
-    words, paths = Tokenizer(tokenizer), (helpfulness_reward, safety_reward)
-    helpfulness, safety = (load_reward_model(path, tokenizer=words).eval() for path in paths)
-    return Judges(helpfulness, safety, words)
-
-
 def compare_models(
     networks: dict[str, LanguageModel], rows: Sequence[PromptTask], judges: Judges, speak: Speaker, each: int
 ) -> dict[str, Any]:
     """Gold scores, reward-model scores and win rates over the first model, `each` samples at T = 1 per prompt."""
-    spoken = {name: speak(model, rows, 1.0, each) for name, model in networks.items()}
-    scored = {
-        name: [scores.view(len(rows), each) for scores in judges.scores(rows, answers)]
-        for name, answers in spoken.items()
-    }
+    heard = {name: listen(model, rows, judges, speak, each) for name, model in networks.items()}
     first = next(iter(networks))
-    results: dict[str, Any] = {
+    results = {
         "parameters": networks[first].config.num_parameters(),
-        "judged": {
-            name: {
-                "helpfulness": bootstrap(h.sigmoid().mean(1)),
-                "safety": bootstrap(s.sigmoid().mean(1)),
-                "combined": bootstrap(c.mean(1)),
-            }
-            for name, (h, s, c) in scored.items()
-        },
-        "judged_win_rate": {
-            f"{name} vs {first}": win_rate(combined, scored[first][2])
-            for name, (_, _, combined) in scored.items()
-            if name != first
-        },
+        **judged(heard, {name: first for name in heard if name != first}),
     }
-    if any(row.task is None for row in rows):
-        return results
-    asked = [row for row in rows for _ in range(each)]
-    gold = {name: gold_scores(asked, answers).view(len(rows), each) for name, answers in spoken.items()}
     is_safety = torch.tensor([row.is_safety for row in rows])
     kinds = {"helpfulness prompts": ~is_safety, "safety prompts": is_safety}
-    return results | {
-        "gold": {name: bootstrap(scores.mean(1)) for name, scores in gold.items()},
-        "gold_by_prompt": {
-            name: {kind: scores[mask].mean().item() for kind, mask in kinds.items() if mask.any()}
-            for name, scores in gold.items()
-        },
-        "win_rate": {
-            f"{name} vs {first}": win_rate(scores, gold[first])
-            for name, scores in gold.items()
-            if name != first
-        },
+    by_prompt = {
+        name: {kind: found.gold[mask].mean().item() for kind, mask in kinds.items() if mask.any()}
+        for name, found in heard.items()
+        if found.gold is not None
     }
+    return results | ({"gold_by_prompt": by_prompt} if by_prompt else {})
 
 
 def best_of_n(
@@ -312,7 +249,7 @@ def pairs_that_fit(pairs: Sequence[PreferenceRow], tokenizer: Tokenizer, room: i
     kept = [
         row
         for row in pairs
-        if all(len(_ids(row.prompt, text, tokenizer)) <= room for text in (row.chosen, row.rejected))
+        if all(len(dialogue_ids(row.prompt, text, tokenizer)) <= room for text in (row.chosen, row.rejected))
     ]
     if len(kept) < len(pairs):
         print(f"{len(pairs) - len(kept)} of {len(pairs)} pairs are longer than {room} tokens: left out")
@@ -323,8 +260,8 @@ def score_preferences(
     model: ScalarModel, pairs: Sequence[PreferenceRow], tokenizer: Tokenizer, sources: Sequence[str]
 ) -> ScoredPairs:
     """The pairs scored; one without a rating is in no row of table 8, though it trains as slightly better."""
-    chosen = [_ids(row.prompt, row.chosen, tokenizer) for row in pairs]
-    rejected = [_ids(row.prompt, row.rejected, tokenizer) for row in pairs]
+    chosen = [dialogue_ids(row.prompt, row.chosen, tokenizer) for row in pairs]
+    rejected = [dialogue_ids(row.prompt, row.rejected, tokenizer) for row in pairs]
     first, second = score_responses(model, chosen + rejected).chunk(2)
     return ScoredPairs(
         chosen=first,
@@ -338,13 +275,6 @@ def score_preferences(
 
 def _labels(safe: Iterable[bool | None]) -> Tensor:
     return torch.tensor([float("nan") if label is None else float(label) for label in safe])
-
-
-def gold_scores(rows: Sequence[PromptTask], answers: Sequence[str]) -> Tensor:
-    """The oracle's score of each answer, (R,)."""
-    return torch.tensor(
-        [gold_score(row.task, text) for row, text in zip(rows, answers, strict=True) if row.task]
-    )
 
 
 def sample_dialogues(
@@ -372,10 +302,6 @@ def read_prompt_tasks(path: str, limit: int | None = None) -> list[PromptTask]:
 
     how = Reading(path)
     return list(itertools.islice(parse_rows(json_rows(Path(path), how), parse, how), limit))
-
-
-def _ids(prompt: Dialog, text: str, tokenizer: Tokenizer) -> list[int]:
-    return encode_dialog(prompt.then("assistant", text), tokenizer, tags="neutralise").tokens
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from llama2_pl.evaluation.gatt import Case, persistence
 from llama2_pl.evaluation.intervals import Interval, bootstrap, wilson
 from llama2_pl.files import write_json
 from llama2_pl.model.heads import LanguageModel
+from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.rlhf.recipe import execute, recipe
 from llama2_pl.rlhf.study import over_seeds
 from llama2_pl.text.chat import Dialog, system_tokens
@@ -38,6 +39,7 @@ def ghost_attention(
     tokenizer: Tokenizer,
     max_new_tokens: int,
     limit: int | None = None,
+    hardware: Hardware = HARDWARE,
 ) -> dict[str, Any]:
     """Share of answers that keep an instruction given once, by turn, and the attention to it.
 
@@ -46,7 +48,9 @@ def ghost_attention(
     if cases is None or not models:
         return {}
     held = read_cases(cases)[:limit]
-    networks = {name: load_language_model(path, tokenizer=tokenizer).eval() for name, path in models.items()}
+    networks = {
+        name: hardware.place(load_language_model(path, tokenizer=tokenizer)) for name, path in models.items()
+    }
     found = {
         name: persistence(model, tokenizer, held, turns=turns, max_new_tokens=max_new_tokens)
         for name, model in networks.items()

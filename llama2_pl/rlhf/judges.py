@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from llama2_pl.files import write_json
-from llama2_pl.rlhf.evaluate import load_judges, reward_models
+from llama2_pl.rlhf.evaluate import reward_models
+from llama2_pl.rlhf.hardware import HARDWARE, Hardware
+from llama2_pl.rlhf.scores import load_judges
 
 
 def measure_judges(
@@ -19,6 +21,7 @@ def measure_judges(
     safety_pairs: Sequence[str] = (),
     batch: dict[str, str] | None = None,
     before: dict[str, str] | None = None,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """Accuracy on held-out pairs, and on those of the newest batch, with the reward models before it and after it.
 
@@ -34,12 +37,13 @@ def measure_judges(
         safety_pairs: held-out preference files for the safety model, the same for all versions.
         batch: held-out pairs of the newest batch of ratings, files by "helpfulness" and "safety".
         before: checkpoints of the reward models that had not seen that batch, by "helpfulness" and "safety".
+        hardware: device and precision.
     """
-    judges = load_judges(helpfulness_reward, safety_reward, tokenizer)
+    judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware)
     results = reward_models(judges, helpful_pairs, safety_pairs)
     newest = {name: [path] for name, path in (batch or {}).items() if Path(path).stat().st_size}
     if newest:
-        older = load_judges(before["helpfulness"], before["safety"], tokenizer) if before else None
+        older = load_judges(before["helpfulness"], before["safety"], tokenizer, hardware) if before else None
         parts = {"before": older, "after": judges}
         results["batch"] = {
             name: _accuracy(reward_models(models, newest.get("helpfulness", ()), newest.get("safety", ())))

@@ -15,8 +15,10 @@ from typing import Any, Literal, NamedTuple
 from llama2_pl.data.readers.common import write_jsonl
 from llama2_pl.files import write_json
 from llama2_pl.modules.rejection_sampling import read_rows
+from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.collect import dialog_of
-from llama2_pl.rlhf.evaluate import Judges, PromptTask, load_judges
+from llama2_pl.rlhf.hardware import HARDWARE, Hardware
+from llama2_pl.rlhf.scores import Judges, PromptTask, load_judges
 from llama2_pl.rlhf.stages import fingerprint
 from llama2_pl.text.tags import strip_control_tags
 
@@ -66,6 +68,8 @@ def update_pool(
     take: Literal["previous", "all"] = "all",
     keep: int = 1,
     per_prompt: int = 1,
+    safety_threshold: float = SAFETY_THRESHOLD,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """Add an iteration's best samples to the pool, score all of it anew, and write what to fine-tune on.
 
@@ -85,8 +89,10 @@ def update_pool(
             all iterations, as after.
         keep: samples of a prompt that enter the pool, best first.
         per_prompt: most answers of a prompt to fine-tune on. Our choice: 1, by the newest reward models.
+        safety_threshold: below this safety score an answer counts as unsafe.
+        hardware: device and precision.
     """
-    judges = load_judges(helpfulness_reward, safety_reward, tokenizer)
+    judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
     entries = read_pool(earlier) if earlier else []
     entries += best_entries(read_rows(samples), version, fingerprint(policy), keep)
     if not entries:

@@ -31,7 +31,8 @@ def take_over(run: Path, stage: Stage, others: Sequence[Path]) -> Path | None:
                 _link_all(moved(path, run, other), path)
             _copy_curves(other / stage.name, run / stage.name)
             now = record_of(stage, inputs=stage.inputs, outputs=stage.outputs)
-            write_json(manifest_path(run, stage), {**here, **now, "made_in": str(other)})
+            made = {"made_in": str(other), "energy": None}  # spent, and counted, there
+            write_json(manifest_path(run, stage), {**here, **now, **made})
             return other
     return None
 

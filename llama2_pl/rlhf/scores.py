@@ -1,4 +1,4 @@
-"""What models said on held-out prompts, scored: means, win rates, the Goodhart gap and what was forgotten."""
+"""What models say on held-out prompts, judged: scores, win rates, the Goodhart gap and what was forgotten."""
 
 from __future__ import annotations
 
@@ -8,37 +8,132 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llama2_pl.checkpoints.ours import load_reward_model
+from llama2_pl.data.default.oracle import gold_score
+from llama2_pl.evaluation.answers import Answers, answers
 from llama2_pl.evaluation.intervals import Interval, bootstrap
+from llama2_pl.evaluation.reward import score_responses
 from llama2_pl.evaluation.win_rate import win_rate
-from llama2_pl.model.heads import LanguageModel
-from llama2_pl.rlhf.evaluate import Judges, PromptTask, Speaker, gold_scores
+from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.objectives.reward import SAFETY_THRESHOLD, combined_reward
+from llama2_pl.rlhf.hardware import HARDWARE, Hardware
+from llama2_pl.text.chat import Dialog, encode_dialog
+from llama2_pl.text.tokenizer import Tokenizer
+
+
+class PromptTask(NamedTuple):
+    """A prompt with what the oracle needs to judge an answer; task None where nobody knows the truth."""
+
+    dialog: Dialog
+    is_safety: bool
+    task: dict | None
+
+
+class Judges(NamedTuple):
+    """The two reward models, and how an answer's dialogue becomes ids."""
+
+    helpfulness: ScalarModel
+    safety: ScalarModel
+    tokenizer: Tokenizer
+    safety_threshold: float = SAFETY_THRESHOLD
+
+    def scores(self, prompts: Sequence[PromptTask], answers: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Helpfulness, safety and combined scores (R,), all linear; `answers` prompt-major, len(prompts) * K.
+
+        An answer that was cut off is judged as it stands, as if it had ended.
+        """
+        each = len(answers) // len(prompts)
+        rows = [prompt for prompt in prompts for _ in range(each)]
+        ids = [
+            dialogue_ids(row.dialog, text, self.tokenizer) for row, text in zip(rows, answers, strict=True)
+        ]
+        helpful, safe = score_responses(self.helpfulness, ids), score_responses(self.safety, ids)
+        is_safety = torch.tensor([row.is_safety for row in rows])
+        return helpful, safe, combined_reward(safe, helpful, is_safety, self.safety_threshold).scores
+
+
+def load_judges(
+    helpfulness_reward: str,
+    safety_reward: str,
+    tokenizer: str,
+    hardware: Hardware = HARDWARE,
+    safety_threshold: float = SAFETY_THRESHOLD,
+) -> Judges:
+    """Both reward models from their checkpoints."""
+    words, paths = Tokenizer(tokenizer), (helpfulness_reward, safety_reward)
+    helpfulness, safety = (hardware.place(load_reward_model(path, tokenizer=words)) for path in paths)
+    return Judges(helpfulness, safety, words, safety_threshold)
+
+
+class Speaker(NamedTuple):
+    """How models answer here: `speak(model, prompts, temperature, k)` gives k answers to each prompt, prompt-major."""
+
+    tokenizer: Tokenizer
+    max_new_tokens: int
+    seed: int
+
+    def __call__(
+        self, model: LanguageModel, asked: Sequence[PromptTask], temperature: float, k: int = 1
+    ) -> list[str]:
+        return self.answers(model, asked, temperature, k).texts
+
+    def answers(
+        self, model: LanguageModel, asked: Sequence[PromptTask], temperature: float, k: int = 1
+    ) -> Answers:
+        """The same, with which of them ended by themselves."""
+        return answers(
+            model,
+            self.tokenizer,
+            [row.dialog for row in asked],
+            max_new_tokens=self.max_new_tokens,
+            temperature=temperature,
+            samples_per_prompt=k,
+            seed=self.seed,
+        )
 
 
 class Heard(NamedTuple):
-    """Scores of a model's k answers to each of P prompts, (P, k) each, linear; gold None where nobody knows it."""
+    """A model's k answers to each of P prompts, (P, k) each: linear scores, gold None where nobody knows it.
+
+    finished: whether an answer ended by itself. One that was cut off is judged as it stands.
+    """
 
     helpfulness: Tensor
     safety: Tensor
     reward: Tensor
     gold: Tensor | None
+    finished: Tensor
 
 
 def listen(
     model: LanguageModel, rows: Sequence[PromptTask], judges: Judges, speak: Speaker, each: int
 ) -> Heard:
     """Let a model answer each prompt `each` times at temperature 1, and score the answers."""
-    answers = speak(model, rows, 1.0, each)
-    helpfulness, safety, reward = (column.view(len(rows), each) for column in judges.scores(rows, answers))
+    answers = speak.answers(model, rows, 1.0, each)
+    columns = judges.scores(rows, answers.texts)
+    helpfulness, safety, reward = (column.view(len(rows), each) for column in columns)
     gold = None
     if all(row.task is not None for row in rows):
         repeated = [row for row in rows for _ in range(each)]
-        gold = gold_scores(repeated, answers).view(len(rows), each)
-    return Heard(helpfulness, safety, reward, gold)
+        gold = gold_scores(repeated, answers.texts).view(len(rows), each)
+    return Heard(helpfulness, safety, reward, gold, torch.tensor(answers.finished).view(len(rows), each))
 
 
-def judged(heard: dict[str, Heard]) -> dict[str, Any]:
-    """Scores of each model and win rates over the model before it, under the names that the report knows."""
-    pairs = dict(zip(list(heard)[1:], heard, strict=False))
+def gold_scores(rows: Sequence[PromptTask], answers: Sequence[str]) -> Tensor:
+    """The oracle's score of each answer, (R,)."""
+    return torch.tensor(
+        [gold_score(row.task, text) for row, text in zip(rows, answers, strict=True) if row.task]
+    )
+
+
+def dialogue_ids(prompt: Dialog, text: str, tokenizer: Tokenizer) -> list[int]:
+    """What a reward model reads of a prompt and an answer."""
+    return encode_dialog(prompt.then("assistant", text), tokenizer, tags="neutralise").tokens
+
+
+def judged(heard: dict[str, Heard], rivals: dict[str, str]) -> dict[str, Any]:
+    """Scores of each model and win rates over its rival, where it has one, under the names that the report knows."""
+    pairs = rivals.items()
     results: dict[str, Any] = {
         "judged": {
             name: {
@@ -48,14 +143,13 @@ def judged(heard: dict[str, Heard]) -> dict[str, Any]:
             }
             for name, found in heard.items()
         },
-        "judged_win_rate": {
-            f"{a} vs {b}": win_rate(heard[a].reward, heard[b].reward) for a, b in pairs.items()
-        },
+        "finished": {name: found.finished.float().mean().item() for name, found in heard.items()},
+        "judged_win_rate": {f"{a} vs {b}": win_rate(heard[a].reward, heard[b].reward) for a, b in pairs},
     }
     gold = {name: found.gold for name, found in heard.items() if found.gold is not None}
     if gold:
         results["gold"] = {name: bootstrap(scores.mean(1)) for name, scores in gold.items()}
-        results["win_rate"] = {f"{a} vs {b}": win_rate(gold[a], gold[b]) for a, b in pairs.items()}
+        results["win_rate"] = {f"{a} vs {b}": win_rate(gold[a], gold[b]) for a, b in pairs}
     return results
 
 

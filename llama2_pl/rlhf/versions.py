@@ -16,19 +16,22 @@ from llama2_pl.evaluation.best_of_n import best_temperature
 from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.files import write_json
 from llama2_pl.model.heads import LanguageModel
+from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.collect import dialog_of
-from llama2_pl.rlhf.evaluate import (
-    Judges,
-    PromptTask,
-    Speaker,
-    best_of_n,
-    load_judges,
-    prompts_that_fit,
-    reward_models,
-    sample_dialogues,
-)
+from llama2_pl.rlhf.evaluate import best_of_n, prompts_that_fit, reward_models, sample_dialogues
+from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.rlhf.reuse import link
-from llama2_pl.rlhf.scores import Heard, forgetting, gold_by_kind, goodhart_gap, judged, listen, means
+from llama2_pl.rlhf.scores import (
+    Heard,
+    Speaker,
+    forgetting,
+    gold_by_kind,
+    goodhart_gap,
+    judged,
+    listen,
+    load_judges,
+    means,
+)
 from llama2_pl.rlhf.stages import fingerprint
 
 
@@ -63,6 +66,8 @@ def tune_temperature(
     limit: int | None = None,
     max_new_tokens: int = 512,
     seed: int = 0,
+    safety_threshold: float = SAFETY_THRESHOLD,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """Pick the temperature at which the best of N samples has the highest reward; it moves with each version.
 
@@ -81,10 +86,12 @@ def tune_temperature(
         limit: use only the first prompts.
         max_new_tokens: longest answer.
         seed: of the samples.
+        safety_threshold: below this safety score an answer counts as unsafe.
+        hardware: device and precision.
     """
-    model, judges, asked = _ready(
-        policy, prompts, helpfulness_reward, safety_reward, tokenizer, limit, max_new_tokens
-    )
+    judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
+    model = _load(policy, hardware)
+    asked = prompts_that_fit([prompts], limit, judges.tokenizer, room_for_prompt(model, max_new_tokens))
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
     found = best_of_n(model, asked, judges, speak, temperatures, samples)
     best = best_temperature(found["by_temperature"], samples)
@@ -105,6 +112,8 @@ def choose_checkpoint(
     limit: int | None = None,
     max_new_tokens: int = 512,
     seed: int = 0,
+    safety_threshold: float = SAFETY_THRESHOLD,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """Pick the checkpoint with the highest mean reward and compare it with the version before.
 
@@ -123,13 +132,15 @@ def choose_checkpoint(
         limit: use only the first prompts.
         max_new_tokens: longest answer.
         seed: of the answers.
+        safety_threshold: below this safety score an answer counts as unsafe.
+        hardware: device and precision.
     """
-    before, judges, asked = _ready(
-        previous, prompts, helpfulness_reward, safety_reward, tokenizer, limit, max_new_tokens
-    )
+    judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
+    before = _load(previous, hardware)
+    asked = prompts_that_fit([prompts], limit, judges.tokenizer, room_for_prompt(before, max_new_tokens))
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
     paths = [path for given in candidates for path in checkpoints_in(given)]
-    heard = {path: listen(_load(path), asked, judges, speak, answers_per_prompt) for path in paths}
+    heard = {path: listen(_load(path, hardware), asked, judges, speak, answers_per_prompt) for path in paths}
     rival = listen(before, asked, judges, speak, answers_per_prompt)
     best = max(paths, key=lambda path: heard[path].reward.mean().item())
     result: dict[str, Any] = {
@@ -164,6 +175,8 @@ def compare_versions(
     max_new_tokens: int = 512,
     seed: int = 0,
     about: str | None = None,
+    safety_threshold: float = SAFETY_THRESHOLD,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """All versions on held-out prompts, by one pair of reward models and by the gold score where it is known.
 
@@ -185,16 +198,19 @@ def compare_versions(
         max_new_tokens: longest answer.
         seed: of the answers.
         about: a sentence for the report's head.
+        safety_threshold: below this safety score an answer counts as unsafe.
+        hardware: device and precision.
     """
-    networks = {name: _load(path) for name, path in policies.items()}
-    judges = load_judges(helpfulness_reward, safety_reward, tokenizer)
+    networks = {name: _load(path, hardware) for name, path in policies.items()}
+    judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
     first = next(iter(networks.values()))
     asked = prompts_that_fit(prompts, limit, judges.tokenizer, room_for_prompt(first, max_new_tokens))
     heard = {
         name: listen(model, asked, judges, speak, answers_per_prompt) for name, model in networks.items()
     }
-    results = {"about": about, "parameters": first.config.num_parameters(), **judged(heard)}
+    rivals = dict(zip(list(heard)[1:], heard, strict=False))  # the version before
+    results = {"about": about, "parameters": first.config.num_parameters(), **judged(heard, rivals)}
     kinds = gold_by_kind(asked, heard)
     forgotten = forgetting(list(kinds.values())) or [None] * len(heard)
     results |= {"gold_by_kind": kinds} if kinds else {}
@@ -216,22 +232,8 @@ def checkpoints_in(path: str) -> list[str]:
     return found or [path]
 
 
-def _load(path: str) -> LanguageModel:
-    return load_language_model(path).eval()
-
-
-def _ready(
-    policy: str,
-    prompts: str,
-    helpfulness_reward: str,
-    safety_reward: str,
-    tokenizer: str,
-    limit: int | None,
-    max_new_tokens: int,
-) -> tuple[LanguageModel, Judges, list[PromptTask]]:
-    model, judges = _load(policy), load_judges(helpfulness_reward, safety_reward, tokenizer)
-    asked = prompts_that_fit([prompts], limit, judges.tokenizer, room_for_prompt(model, max_new_tokens))
-    return model, judges, asked
+def _load(path: str, hardware: Hardware) -> LanguageModel:
+    return hardware.place(load_language_model(path))
 
 
 def _version_row(run: Path, name: str, heard: dict[str, Heard]) -> dict[str, Any]:

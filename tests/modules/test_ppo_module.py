@@ -6,8 +6,9 @@ import lightning as L
 import pytest
 import torch
 
+from llama2_pl.model.parallel import weights_fingerprint
 from llama2_pl.modules import PPOModule, PretrainModule, RewardModule
-from llama2_pl.modules.policy import Scored, seeded, weights_fingerprint
+from llama2_pl.modules.policy import Scored, seeded
 
 WANTED = 42  # the token that the toy reward likes
 

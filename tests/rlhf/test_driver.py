@@ -22,7 +22,8 @@ from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.modules import RejectionSamplingModule, RewardModule
 from llama2_pl.rlhf import driver
-from llama2_pl.rlhf.evaluate import Judges, load_judges, reward_models
+from llama2_pl.rlhf.evaluate import reward_models
+from llama2_pl.rlhf.scores import Judges, load_judges
 from llama2_pl.rlhf.stages import fingerprint
 from llama2_pl.text.tokenizer import Tokenizer
 

@@ -11,9 +11,8 @@ import yaml
 
 from llama2_pl.data.sampling import is_held_out
 from llama2_pl.rlhf import study as study_module
-from llama2_pl.rlhf.evaluate import PromptTask
 from llama2_pl.rlhf.reuse import link
-from llama2_pl.rlhf.scores import Heard, forgetting, gold_by_kind, goodhart_gap, judged
+from llama2_pl.rlhf.scores import Heard, PromptTask, forgetting, gold_by_kind, goodhart_gap, judged
 from llama2_pl.rlhf.study import merged, over_seeds, study
 from llama2_pl.rlhf.versions import checkpoints_in, split_held_out
 from llama2_pl.text.chat import Dialog
@@ -21,7 +20,8 @@ from llama2_pl.text.chat import Dialog
 
 def heard(reward: list[list[float]], gold: list[list[float]] | None) -> Heard:
     rewards = torch.tensor(reward)
-    return Heard(rewards, rewards, rewards, None if gold is None else torch.tensor(gold))
+    ended = torch.ones_like(rewards, dtype=torch.bool)
+    return Heard(rewards, rewards, rewards, None if gold is None else torch.tensor(gold), ended)
 
 
 START = heard([[0.0, 2.0], [4.0, 6.0]], [[0.1, 0.3], [0.5, 0.7]])  # sd sqrt(5), and a tenth of it
@@ -41,7 +41,7 @@ def test_the_gap_is_the_rise_of_the_reward_beyond_that_of_the_gold_score_in_devi
 
 def test_each_version_is_compared_with_the_one_before_it() -> None:
     up = heard([[9.0, 9.0], [9.0, 9.0]], [[0.0, 0.0], [0.0, 0.0]])
-    results = judged({"v0": START, "v1": up, "v2": START})
+    results = judged({"v0": START, "v1": up, "v2": START}, {"v1": "v0", "v2": "v1"})
     assert results["judged_win_rate"]["v1 vs v0"]["mean"] == 1.0
     assert results["win_rate"]["v1 vs v0"]["mean"] == 0.0 and results["win_rate"]["v2 vs v1"]["mean"] == 1.0
     assert results["gold"]["v0"]["mean"] == pytest.approx(0.4)
