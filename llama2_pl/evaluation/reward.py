@@ -170,11 +170,24 @@ def expected_calibration_error(curve: Sequence[CalibrationBin]) -> float:
 def gap_by_rating(chosen: Tensor, rejected: Tensor, rating: Tensor) -> dict[str, Interval]:
     """Scores (N,), (N,) and ratings (N,) -> mean of chosen minus rejected by rating; ratings without pairs left out.
 
-    Llama 2 §3.2.2 asks for it with the margin of eq. 2: the stronger the preference, the further apart the scores.
+    Our choice of a figure: the margin of eq. 2 (Llama 2 §3.2.2) sets scores further apart, the stronger the preference.
     """
     gap = chosen - rejected
     return {
         name: bootstrap(gap[rating == level]) for level, name in enumerate(RATINGS) if (rating == level).any()
+    }
+
+
+def score_by_quality(scores: Tensor, quality: Tensor, points: int = 7) -> dict[str, Interval]:
+    """Scores (N,) and qualities in [0, 1] (N,) -> mean score at each of `points` levels, 1 the lowest; empty ones out.
+
+    Llama 2 §3.4.1, fig. 29: people gave seven points, and the score should rise with them.
+    """
+    levels = (quality * points).floor().clamp(max=points - 1)
+    return {
+        str(level + 1): bootstrap(scores[levels == level])
+        for level in range(points)
+        if (levels == level).any()
     }
 
 

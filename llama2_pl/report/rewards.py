@@ -58,6 +58,13 @@ def rejection_sampling(results: dict) -> str:
         chart = figures.bands(named, x_label="temperature", y_label="share", whole=True)
         caption = "How alike the samples of a prompt are, 95 % intervals: Self-BLEU (as Fig. 21), distinct-2."
         charts.append(page.figure(chart, caption))
+    if best.get("score_by_quality"):
+        chart = figures.bands(
+            {"reward": best["score_by_quality"]}, x_label="gold score, in seven points", y_label="reward"
+        )
+        charts.append(
+            page.figure(chart, "Mean reward of samples by their quality, 95 % intervals (as Fig. 29).")
+        )
     gold = best.get("gold")
     note = ""
     if gold:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.default.oracle import NOISE, rate
 from llama2_pl.data.readers.common import (
     Raw,
@@ -23,7 +22,6 @@ from llama2_pl.data.readers.dialogues import messages_from_json
 from llama2_pl.data.readers.files import json_rows
 from llama2_pl.data.readers.preferences import asked
 from llama2_pl.evaluation.answers import answer
-from llama2_pl.model.heads import LanguageModel
 from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.text.chat import Dialog
 from llama2_pl.text.tags import strip_control_tags
@@ -94,9 +92,7 @@ def collect_preferences(
         raise ValueError(f"batch is {batch}: give the number of the weekly batch, from 1")
     rows = read_tasks(prompts, limit)
     how = (temperatures or [0.7, 1.1], max_new_tokens, range(batch, batch + rounds), seed)
-    words = Tokenizer(tokenizer)
-    models = {path: hardware.place(load_language_model(path, tokenizer=words)) for path in policies}
-    sides = _sample_sides(models, words, rows, *how)
+    sides = _sample_sides(policies, Tokenizer(tokenizer), rows, hardware, *how)
     judgement, held_out = random.Random(seed), len(rows) - round(val_share * len(rows))
     labels = {"batch": batch, "annotator": annotator}
     files: dict[str, list[dict]] = {
@@ -128,28 +124,30 @@ class _Side(NamedTuple):
 
 
 def _sample_sides(
-    models: dict[str, LanguageModel],
+    policies: Sequence[str],
     tokenizer: Tokenizer,
     rows: Sequence[dict],
+    hardware: Hardware,
     temperatures: Sequence[float],
     max_new_tokens: int,
     turns: range,
     seed: int,
 ) -> Iterator[tuple[_Side, _Side]]:
     """For each round the answers of side A and of side B, every side with its own model variant and temperature."""
-    dialogs, names = [dialog_of(row) for row in rows], list(models)
+    models = [hardware.load(path, tokenizer) for path in policies]
+    dialogs = [dialog_of(row) for row in rows]
     for turn in turns:
         sides = []
         for side in (0, 1):
-            name = names[(2 * turn + side) % len(names)]
+            number = (2 * turn + side) % len(models)
             temperature = temperatures[(turn + side) % len(temperatures)]
             said = answer(
-                models[name],
+                models[number],
                 tokenizer,
                 dialogs,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 seed=seed * 1000 + 2 * turn + side,
             )
-            sides.append(_Side(name, temperature, [strip_control_tags(text) for text in said]))
+            sides.append(_Side(policies[number], temperature, [strip_control_tags(text) for text in said]))
         yield sides[0], sides[1]

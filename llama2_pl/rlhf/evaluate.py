@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.readers.common import (
     Raw,
     Reading,
@@ -36,6 +35,7 @@ from llama2_pl.evaluation.reward import (
     calibration_curve,
     expected_calibration_error,
     gap_by_rating,
+    score_by_quality,
     score_histogram,
     score_responses,
     unsafe_detection,
@@ -110,28 +110,26 @@ def evaluate(
     """
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
     speak = Speaker(words := judges.tokenizer, max_new_tokens, seed)
-    networks = {
-        name: hardware.place(load_language_model(path, tokenizer=words)) for name, path in models.items()
-    }
-    room = room_for_prompt(next(iter(networks.values())), max_new_tokens)
-    asked = prompts_that_fit(prompts, limit, words, room)
+    networks = {name: hardware.load(path, words) for name, path in models.items()}
+    asked = prompts_that_fit(prompts, limit, words, next(iter(networks.values())), max_new_tokens)
     results = {"about": about} | compare_models(networks, asked, judges, speak, answers_per_prompt)
     if sampler in networks:
         few = asked[:best_of_n_prompts]
         results["best_of_n"] = best_of_n(networks[sampler], few, judges, speak, temperatures, samples)
-    results |= reward_models(judges, helpful_pairs, safety_pairs)
-    results |= ghost_attention(
-        gatt_models or {}, gatt_cases, gatt_turns, words, max_new_tokens, hardware=hardware
-    )
-    results["samples"] = sample_dialogues(networks, asked, speak)
-    write_json(Path(out), results)
+    results |= ghost_attention(gatt_models, gatt_cases, gatt_turns, words, max_new_tokens, hardware=hardware)
+    _finish(results | reward_models(judges, helpful_pairs, safety_pairs), Path(out))
+
+
+def _finish(results: dict[str, Any], out: Path) -> None:
+    write_json(out, results)
     print(summary(results))
 
 
 def prompts_that_fit(
-    files: Sequence[str], limit: int | None, tokenizer: Tokenizer, room: int
+    files: Sequence[str], limit: int | None, tokenizer: Tokenizer, model: LanguageModel, max_new_tokens: int
 ) -> list[PromptTask]:
-    """The prompts of at most `room` tokens; says how many are longer, stops where all are."""
+    """The prompts that leave the model room for an answer; says how many are longer, stops where all are."""
+    room = room_for_prompt(model, max_new_tokens)
     rows = [row for path in files for row in read_prompt_tasks(path, limit)]
     kept = [row for row in rows if fits(row.dialog, tokenizer, room)]
     if not kept:
@@ -149,6 +147,7 @@ def compare_models(
     first = next(iter(networks))
     results = {
         "parameters": networks[first].config.num_parameters(),
+        "samples": sample_dialogues(networks, rows, speak),
         **judged(heard, {name: first for name in heard if name != first}),
     }
     is_safety = torch.tensor([row.is_safety for row in rows])
@@ -183,6 +182,7 @@ def best_of_n(
     if gold:
         middle = temperatures[len(temperatures) // 2]
         results["gold"] = gold_of_best(rewards[middle], gold[middle], samples) | {"temperature": middle}
+        results["score_by_quality"] = score_by_quality(rewards[middle].flatten(), gold[middle].flatten())
         pairs = zip(rows, spoken[middle][::samples], spoken[middle][samples > 1 :: samples], strict=True)
         results["annotators"] = annotator_agreement(
             [(r.task, a, b) for r, a, b in pairs if r.task and a != b]

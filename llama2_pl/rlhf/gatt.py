@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.readers import read_dialogues, write_jsonl
 from llama2_pl.data.readers.common import Raw, Reading, mapping, parse_rows, sequence, string
 from llama2_pl.data.readers.files import json_rows
@@ -33,7 +32,7 @@ BINS = 48  # of the map, along each axis
 
 
 def ghost_attention(
-    models: Mapping[str, str],
+    models: Mapping[str, str] | None,
     cases: str | None,
     turns: Sequence[int],
     tokenizer: Tokenizer,
@@ -48,9 +47,7 @@ def ghost_attention(
     if cases is None or not models:
         return {}
     held = read_cases(cases)[:limit]
-    networks = {
-        name: hardware.place(load_language_model(path, tokenizer=tokenizer)) for name, path in models.items()
-    }
+    networks = {name: hardware.load(path, tokenizer) for name, path in models.items()}
     found = {
         name: persistence(model, tokenizer, held, turns=turns, max_new_tokens=max_new_tokens)
         for name, model in networks.items()

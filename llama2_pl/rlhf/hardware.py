@@ -8,6 +8,10 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
+from llama2_pl.checkpoints.ours import load_language_model
+from llama2_pl.model.heads import LanguageModel
+from llama2_pl.text.tokenizer import Tokenizer
+
 Network = TypeVar("Network", bound=nn.Module)
 TYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16}
 
@@ -23,6 +27,10 @@ class Hardware:
 
     device: str = "auto"
     precision: Literal["auto", "32-true", "bf16-true"] = "auto"
+
+    def load(self, path: str, tokenizer: Tokenizer | None = None) -> LanguageModel:
+        """A checkpoint's language model, placed."""
+        return self.place(load_language_model(path, tokenizer=tokenizer))
 
     def place(self, model: Network) -> Network:
         """The model there, ready to answer or to judge. ValueError where there is no such device."""

@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.dialogues import opening
 from llama2_pl.data.readers.common import write_jsonl
 from llama2_pl.data.sampling import is_held_out
-from llama2_pl.evaluation.answers import room_for_prompt
 from llama2_pl.evaluation.best_of_n import best_temperature
 from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.files import write_json
-from llama2_pl.model.heads import LanguageModel
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.collect import dialog_of
 from llama2_pl.rlhf.evaluate import best_of_n, prompts_that_fit, reward_models, sample_dialogues
@@ -90,8 +87,8 @@ def tune_temperature(
         hardware: device and precision.
     """
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
-    model = _load(policy, hardware)
-    asked = prompts_that_fit([prompts], limit, judges.tokenizer, room_for_prompt(model, max_new_tokens))
+    model = hardware.load(policy)
+    asked = prompts_that_fit([prompts], limit, judges.tokenizer, model, max_new_tokens)
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
     found = best_of_n(model, asked, judges, speak, temperatures, samples)
     best = best_temperature(found["by_temperature"], samples)
@@ -136,11 +133,11 @@ def choose_checkpoint(
         hardware: device and precision.
     """
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
-    before = _load(previous, hardware)
-    asked = prompts_that_fit([prompts], limit, judges.tokenizer, room_for_prompt(before, max_new_tokens))
+    before = hardware.load(previous)
+    asked = prompts_that_fit([prompts], limit, judges.tokenizer, before, max_new_tokens)
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
     paths = [path for given in candidates for path in checkpoints_in(given)]
-    heard = {path: listen(_load(path, hardware), asked, judges, speak, answers_per_prompt) for path in paths}
+    heard = {path: listen(hardware.load(path), asked, judges, speak, answers_per_prompt) for path in paths}
     rival = listen(before, asked, judges, speak, answers_per_prompt)
     best = max(paths, key=lambda path: heard[path].reward.mean().item())
     result: dict[str, Any] = {
@@ -201,23 +198,19 @@ def compare_versions(
         safety_threshold: below this safety score an answer counts as unsafe.
         hardware: device and precision.
     """
-    networks = {name: _load(path, hardware) for name, path in policies.items()}
+    networks = {name: hardware.load(path) for name, path in policies.items()}
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
     first = next(iter(networks.values()))
-    asked = prompts_that_fit(prompts, limit, judges.tokenizer, room_for_prompt(first, max_new_tokens))
+    asked = prompts_that_fit(prompts, limit, judges.tokenizer, first, max_new_tokens)
     heard = {
         name: listen(model, asked, judges, speak, answers_per_prompt) for name, model in networks.items()
     }
     rivals = dict(zip(list(heard)[1:], heard, strict=False))  # the version before
     results = {"about": about, "parameters": first.config.num_parameters(), **judged(heard, rivals)}
     kinds = gold_by_kind(asked, heard)
-    forgotten = forgetting(list(kinds.values())) or [None] * len(heard)
     results |= {"gold_by_kind": kinds} if kinds else {}
-    results["versions"] = [
-        {**_version_row(Path(run), name, heard), "forgetting": lost}
-        for name, lost in zip(heard, forgotten, strict=True)
-    ]
+    results["versions"] = _version_rows(Path(run), heard, kinds)
     results |= reward_models(judges, helpful_pairs, safety_pairs)
     results["samples"] = sample_dialogues(networks, asked, speak)
     write_json(Path(out), results)
@@ -232,8 +225,14 @@ def checkpoints_in(path: str) -> list[str]:
     return found or [path]
 
 
-def _load(path: str, hardware: Hardware) -> LanguageModel:
-    return hardware.place(load_language_model(path))
+def _version_rows(
+    run: Path, heard: dict[str, Heard], kinds: dict[str, dict[str, float]]
+) -> list[dict[str, Any]]:
+    forgotten = forgetting(list(kinds.values())) or [None] * len(heard)
+    return [
+        {**_version_row(run, name, heard), "forgetting": lost}
+        for name, lost in zip(heard, forgotten, strict=True)
+    ]
 
 
 def _version_row(run: Path, name: str, heard: dict[str, Heard]) -> dict[str, Any]:

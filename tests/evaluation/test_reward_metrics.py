@@ -184,3 +184,9 @@ def test_results_go_into_json():
 def test_an_empty_row_is_refused(model):
     with pytest.raises(ValueError, match="empty row"):
         reward.score_responses(model, [[1], []])
+
+
+def test_the_score_is_averaged_at_seven_points_of_quality():
+    scores = torch.tensor([1.0, 3.0, 5.0, 9.0])
+    found = reward.score_by_quality(scores, torch.tensor([0.0, 0.1, 0.5, 1.0]))  # points 1, 1, 4 and 7
+    assert {point: row["mean"] for point, row in found.items()} == {"1": 2.0, "4": 5.0, "7": 9.0}

@@ -276,8 +276,8 @@ def test_the_report_draws_every_section_that_the_results_allow(evaluated: Path) 
     ):
         assert f"{title}</h2>" in text, title
     assert "A tiny run." in text and "PPO preferred over SFT" in text and "50.0%" in text
-    # calibration x 2, gaps x 2, histogram, best of N, diversity, judged x 3, gold x 2, Ghost Attention x 4
-    assert text.count("<svg") == 16
+    # calibration x 2, gaps x 2, histogram, best of N, diversity, quality, judged x 3, gold x 2, Ghost Attention x 4
+    assert text.count("<svg") == 17
 
 
 def few(run: Run, folder: Path, asked: list[dict]) -> dict:
