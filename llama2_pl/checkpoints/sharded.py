@@ -13,10 +13,18 @@ from typing import Any
 import torch.distributed as dist
 from lightning.fabric.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from llama2_pl.checkpoints.verified import DamagedCheckpoint, clear, previous_of, sha256
+from llama2_pl.checkpoints.verified import (
+    PREVIOUS,
+    DamagedCheckpoint,
+    clear,
+    move_checkpoint,
+    previous_of,
+    sha256,
+)
 from llama2_pl.files import flush, write_json
 
 MANIFEST = "manifest.json"
+_WRITTEN: set[Path] = set()  # by this process, so that its own folders are not read again at each save
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -99,34 +107,37 @@ def put_in_place(staging: Path, path: Path) -> None:
     """Give a folder its name and what stood there the name of the previous one.
 
     The two change names in one step where the file system can (Linux: ext4, xfs, btrfs, tmpfs). Elsewhere a kill
-    between two renames can leave the previous one alone, which `recover` puts back.
+    between two renames can leave the previous one alone, which `recover` puts back. What stood there damaged, left
+    behind by a resume, goes, and the good one before it stays.
     """
     flush(staging)
     before, old = previous_of(path), path.with_name(f".{path.name}.old")
     clear(old)
-    if path.exists():
-        if before.exists():
-            os.rename(before, old)
-        if _exchange(staging, path):
-            os.rename(staging, before)
-        else:
-            os.rename(path, before)
-            os.rename(staging, path)
-    else:
+    if not path.exists():
         os.rename(staging, path)
+    else:
+        sound = path in _WRITTEN or folder_damage(path) is None
+        exchanged = _exchange(staging, path)
+        if sound and before.exists():
+            os.rename(before, old)
+        if exchanged:
+            os.rename(staging, before if sound else old)
+        else:
+            os.rename(path, before if sound else old)
+            os.rename(staging, path)
     flush(path.parent)
     clear(old)
+    _WRITTEN.add(path)
 
 
 def recover(folder: Path) -> None:
-    """Give back its name to each `x.ckpt.previous` whose `x.ckpt` a kill between two renames left missing."""
-    for before in folder.glob("*.ckpt.previous"):
+    """Give back its name to each `x.ckpt.previous` whose `x.ckpt` a kill or a hand has removed."""
+    for before in folder.glob(f"*.ckpt{PREVIOUS}"):
         path = before.with_suffix("")
-        if before.is_dir() and not path.exists():
-            os.rename(before, path)
-            rank_zero_warn(
-                f"{path}: a save was killed while it changed names; the checkpoint before it is back"
-            )
+        if path.exists():
+            continue
+        move_checkpoint(before, path)
+        rank_zero_warn(f"{path}: missing; the checkpoint before it is back under its name")
 
 
 def _files_of(folder: Path, rank: int, world: int) -> list[Path]:

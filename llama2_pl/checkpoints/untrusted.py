@@ -95,21 +95,30 @@ def refuse_code(path: Path) -> str:
 def read_torch(source: Path) -> Any:
     """What torch.save wrote, tensors mapped and not yet read; nothing in the file is run."""
     try:
-        _refuse_compressed(source)
+        refuse_bombs(source)
         return torch.load(source, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
         # torch's own message offers weights_only=False, which runs what is in the file.
         raise ValueError(refuse_code(source)) from error
 
 
-def _refuse_compressed(path: Path) -> None:
-    """torch stores without compression; a kilobyte that unpacks to gigabytes does not come from it."""
+def refuse_bombs(path: Path) -> None:
+    """Raise ValueError where a small file would take much memory: torch stores without compression and no bytearray.
+
+    `weights_only` lets a pickle make a bytearray of any length; plain types of ours have none.
+    """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as file:
-        packed = next((part.filename for part in file.infolist() if part.compress_type), None)
-    if packed is not None:
-        raise ValueError(f"{path}: {packed} in it is compressed, which torch.save never does; fetch it again")
+        parts = file.infolist()
+        packed = next((part.filename for part in parts if part.compress_type), None)
+        if packed is not None:
+            raise ValueError(
+                f"{path}: {packed} in it is compressed, which torch.save never does; fetch it again"
+            )
+        pickles = [part for part in parts if part.filename.endswith("data.pkl")]
+        if any(b"bytearray" in file.read(part) for part in pickles):
+            raise ValueError(refuse_code(path))
 
 
 def check_storage(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -211,6 +220,9 @@ def guard_loading(strategy: Any) -> None:
                 Path(checkpoint_path), strategy.global_rank, strategy.world_size
             )
             check_shards(checkpoint_path)
+        for file in (Path(checkpoint_path), previous_of(Path(checkpoint_path))):
+            if file.is_file():
+                refuse_bombs(file)
         try:
             return load(checkpoint_path, weights_only=True)
         except pickle.UnpicklingError as error:

@@ -19,6 +19,7 @@ from torch import Tensor
 from llama2_pl.files import flush, replacing, write_json
 
 PREVIOUS = ".previous"
+_WRITTEN: set[Path] = set()  # by this process, so that its own files are not read again at each save
 
 
 class DamagedCheckpoint(ValueError):
@@ -95,7 +96,10 @@ class VerifiedCheckpointIO(CheckpointIO):
         """
         if self._pending is not None and self._pending.exception() is not None:
             return
-        for file in (Path(path), previous_of(Path(path))):
+        for file in (
+            previous_of(Path(path)),
+            Path(path),
+        ):  # in this order, for `recover` gives the former its name
             for part in (file, hash_file(file)):
                 clear(part)
 
@@ -138,10 +142,12 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, keep_previous: bool
         flush(temporary)
         new = sha256(temporary)
         old = _stands_at(path)
-        if old and keep_previous:
+        # a damaged one, which a resume left behind, must not take the place of the good one before it
+        if old and keep_previous and (path in _WRITTEN or damage(path) is None):
             _keep(path, old)
         _write_hashes(path, [new, *old])
     _write_hashes(path, [new])
+    _WRITTEN.add(path)
 
 
 def move_checkpoint(source: Path, target: Path) -> None:
@@ -205,7 +211,11 @@ def _keep(path: Path, hashes: list[str]) -> None:
     stood = _stands_at(before)
     link = before.with_name(f".{before.name}.{os.getpid()}.tmp")
     link.unlink(missing_ok=True)
-    os.link(path, link)
+    try:
+        os.link(path, link)
+    except OSError:  # exFAT, SMB and others have no links
+        shutil.copyfile(path, link)
+        flush(link)
     _write_hashes(before, [*hashes, *stood])
     os.replace(link, before)
     _write_hashes(before, hashes)

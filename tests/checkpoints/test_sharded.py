@@ -97,6 +97,18 @@ def test_a_missing_folder_is_that_before_it_and_recover_gives_it_back_its_name(p
     assert number_in(path) == 1 and not previous_of(path).exists()
 
 
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_save_over_a_damaged_folder_keeps_the_good_one_before_it(path, exchanges, monkeypatch):
+    shard = next(path.glob("__0_*"))
+    shard.write_bytes(bytes(len(shard.read_bytes())))
+    sharded._WRITTEN.clear()  # the next process goes on from number 1
+    if not exchanges:
+        monkeypatch.setattr(sharded, "_exchange", lambda *_: False)
+    save(path, 3)
+    assert number_in(path) == 3 and number_in(previous_of(path)) == 1
+    assert sorted(p.name for p in path.parent.iterdir()) == ["last.ckpt", "last.ckpt.previous"]
+
+
 def test_retention_removes_folders_and_survives_a_failure(path, monkeypatch):
     def busy(*_):
         raise OSError("busy")

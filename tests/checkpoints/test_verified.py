@@ -15,6 +15,7 @@ import torch
 
 from llama2_pl.checkpoints import verified
 from llama2_pl.checkpoints.ours import load_language_model
+from llama2_pl.checkpoints.sharded import recover
 from llama2_pl.checkpoints.verified import (
     DamagedCheckpoint,
     VerifiedCheckpointIO,
@@ -304,3 +305,45 @@ def test_a_trainer_falls_back_and_resumes(tmp_path):
         resumed.fit(Line(), loader, ckpt_path="last")
     assert resumed.global_step == 8
     assert torch.load(tmp_path / "last.ckpt")["global_step"] == 8
+
+
+def test_a_save_over_a_damaged_checkpoint_keeps_the_good_one_before_it(path, monkeypatch):
+    save(path, 1, 2)
+    flip(path, 4000)
+    assert load(path) == 1
+    verified._WRITTEN.clear()  # the next process goes on from number 1, and is killed inside its first save
+    monkeypatch.setattr(verified.os, "replace", killed_at_the_checkpoint(path))
+    with pytest.raises(KeyboardInterrupt):
+        save(path, 3)
+    monkeypatch.undo()
+    assert load(path) == 1
+    save(path, 3)
+    assert load(path) == 3 and load(previous_of(path)) == 1
+
+
+def killed_at_the_checkpoint(path: Path):
+    real = os.replace
+
+    def replace(source, target):
+        if Path(target) == path:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    return replace
+
+
+def test_a_file_system_without_links_keeps_a_copy(path, monkeypatch):
+    def refused(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(verified.os, "link", refused)
+    save(path, 1, 2)
+    assert load(path) == 2 and load(previous_of(path)) == 1
+
+
+def test_a_deleted_checkpoint_is_that_before_it_under_its_name_again(path):
+    save(path, 1, 2)
+    path.unlink()
+    with pytest.warns(UserWarning, match=r"last\.ckpt: missing; the checkpoint before it is back"):
+        recover(path.parent)
+    assert load(path) == 1 and damage(path) is None

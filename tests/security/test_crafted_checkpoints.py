@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,3 +161,20 @@ def _as_metadata(path: Path, folder: Path) -> None:
 
 
 ATTACKS = {"one file": [_in_optimizer], "sharded": [_as_meta, _as_metadata]}
+
+
+@pytest.mark.parametrize("how", ["compressed", "bytearray"])
+def test_a_small_file_that_would_take_much_memory_is_refused_by_name(how: str, tmp_path: Path) -> None:
+    plain, path = tmp_path / "plain.ckpt", tmp_path / "last.ckpt"
+    torch.save({"x": torch.zeros(10)}, plain)
+    bomb = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + (2**33).to_bytes(5, "little") + b"\x85R."
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(path, "w") as new:
+        for part in old.infolist():
+            replaced = how == "bytearray" and part.filename.endswith("data.pkl")
+            kind = zipfile.ZIP_DEFLATED if how == "compressed" else zipfile.ZIP_STORED
+            new.writestr(part.filename, bomb if replaced else old.read(part), compress_type=kind)
+    module, trainer = module_and_trainer(tmp_path, "one file")
+    with pytest.raises(ValueError, match=r"last\.ckpt: .*(compressed|not a readable weights file)"):
+        trainer.fit(module, data(), ckpt_path=path)
+    with pytest.raises(ValueError, match=r"last\.ckpt: .*(compressed|not a readable weights file)"):
+        load_language_model(path)
