@@ -204,10 +204,11 @@ class LlamaModule(L.LightningModule):
         """How many ranks train on the same rows: the size of the tensor-parallel groups."""
         return self.device_mesh["tensor_parallel"].size() if self.device_mesh is not None else 1
 
-    def count_tokens(self, tokens: Tensor) -> float:
+    def count_tokens(self, tokens: Tensor) -> Tensor:
         """Add this rank's number of tokens, and every other's; the running total."""
-        self.tokens_seen += round(self.sum_over_ranks(tokens.float()).item() / self.copies_of_a_batch())
-        return float(self.tokens_seen)
+        counted = self.sum_over_ranks(tokens.float()) / self.copies_of_a_batch()
+        self.tokens_seen = self.tokens_seen + counted.round().long()
+        return self.tokens_seen.float()
 
     def warmup(self, total_steps: int) -> int:
         """Warm-up steps of a run of this length: a number, or a share of the run with a minimum."""

@@ -77,12 +77,15 @@ class PolicyModule(LlamaModule):
 
     def refuse_long_prompts(self) -> None:
         """Before the first answer, where our data module knows its longest prompt: not after an hour of them."""
+        assert self.rewards is not None
         longest = getattr(getattr(self.trainer, "datamodule", None), "longest", 0)
-        context, new = self.policy.config.max_seq_len, self.hparams["max_new_tokens"]
+        readers = {"policy": self.policy, **self.rewards.named()}  # PPO's value starts from one of them
+        name = min(readers, key=lambda option: readers[option].config.max_seq_len)
+        context, new = readers[name].config.max_seq_len, self.hparams["max_new_tokens"]
         if longest + new > context:
             raise ValueError(
-                f"the longest prompt has {longest} tokens; with max_new_tokens {new} that exceeds the model's "
-                f"max_seq_len {context}; set data.max_prompt_len to at most {context - new}, or lower max_new_tokens"
+                f"the longest prompt has {longest} tokens; with max_new_tokens {new} that exceeds the max_seq_len "
+                f"{context} of {name}; set data.max_prompt_len to at most {context - new}, or lower max_new_tokens"
             )
 
     def score(self, rollout: Rollout, is_safety: Tensor) -> Scored:

@@ -116,6 +116,11 @@ class PPOModule(PolicyModule):
         value_backbone: ModelConfig | None = None,
     ) -> None:
         super().__init__()
+        if not temperature > 0:
+            raise ValueError(
+                f"temperature is {temperature}: PPO trains the distribution that it samples from, and greedy answers "
+                "have none; give a number above 0"
+            )
         self.save_hyperparameters(plain_arguments(locals()))
         self.automatic_optimization = False
         self.iteration = 0
@@ -297,11 +302,11 @@ class PPOModule(PolicyModule):
             # What the sampler says of its own tokens: apart from rounding it must agree.
             "sampler_gap": ppo.masked_mean((rollout.logprobs - judgement.at_one).abs(), mask),
         }
-        self.log_dict(
-            {f"{stage}/{name}": value for name, value in measured.items() if not value.isnan()},
-            batch_size=len(mask),
-            sync_dist=True,
-        )
+        # By the models, never by the values: ranks that log different names reduce one under another's, and then hang.
+        if self.rewards is not None and self.rewards.safety is None:
+            del measured["safety"]
+        logged = {f"{stage}/{name}": value for name, value in measured.items()}
+        self.log_dict(logged, batch_size=len(mask), sync_dist=True)
 
     def log_updates(self, experience: Experience, losses: list[dict[str, Tensor]]) -> None:
         """Means over the minibatches, and the ratio of the first, which must be 1."""

@@ -26,7 +26,8 @@ def margin_of_rating(rating: Tensor, kind: Margin) -> Tensor:
     """
     if kind not in MARGINS:
         raise ValueError(f"margin: {kind!r} is not a kind of margin; choose one of {', '.join(MARGINS)}")
-    return torch.tensor(MARGINS[kind], device=rating.device)[rating.long()]
+    # No table is sent to the GPU, which the host would wait for.
+    return torch.stack([margin * (rating == level) for level, margin in enumerate(MARGINS[kind])]).sum(0)
 
 
 def ranking_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
@@ -46,7 +47,6 @@ def safety_auxiliary_loss(scores: Tensor, is_safe: Tensor) -> Tensor:
     scores (R,), is_safe (R,) float: 1 safe, 0 unsafe, NaN unknown -> (); 0 when no label is known.
     """
     known = ~is_safe.isnan()
-    losses = F.binary_cross_entropy_with_logits(
-        scores[known].float(), is_safe[known].float(), reduction="sum"
-    )
-    return losses / known.sum().clamp(min=1)
+    labels = is_safe.float().nan_to_num()  # not scores[known]: the host would wait for the number of labels
+    losses = F.binary_cross_entropy_with_logits(scores.float(), labels, reduction="none")
+    return losses.where(known, 0.0).sum() / known.sum().clamp(min=1)

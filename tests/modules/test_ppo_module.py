@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import lightning as L
 import pytest
 import torch
@@ -252,6 +254,20 @@ def test_without_a_safety_model_helpfulness_decides_even_on_tagged_prompts(train
     (seen,) = run(trainer, make, build(safety_reward=None))
     assert seen["ppo/reward"] == pytest.approx(seen["ppo/helpfulness"])
     assert "ppo/safety" not in seen and seen["ppo/from_safety"] == 0.0
+
+
+def test_a_score_that_is_no_number_is_logged_under_its_name_on_every_rank(trainer, make, build):
+    class Overflows(PPOModule):
+        def score(self, rollout, is_safety):
+            return Scored(*(x * torch.nan for x in super().score(rollout, is_safety)[:3]), is_safety)
+
+    (seen,) = run(trainer, make, build(Overflows))
+    assert all(math.isnan(seen[f"ppo/{name}"]) for name in ("reward", "helpfulness", "safety"))
+
+
+def test_greedy_answers_are_refused(build):
+    with pytest.raises(ValueError, match=r"temperature is 0: .* above 0"):
+        build(temperature=0)
 
 
 def test_tagged_prompts_are_scored_by_the_safety_model(trainer, make, build):

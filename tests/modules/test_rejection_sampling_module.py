@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -212,3 +213,13 @@ def test_a_prompt_without_room_for_an_answer_is_refused_before_the_first_answer(
     prompts.longest = config.max_seq_len - 4
     with pytest.raises(ValueError, match=f"max_prompt_len to at most {config.max_seq_len - 5}"):
         trainer().predict(build(), datamodule=prompts)
+
+
+def test_a_prompt_that_a_reward_model_cannot_read_is_refused_before_the_first_answer(
+    trainer, make, build, config, save
+):
+    prompts = Prompts([make.prompts(2)], make.loader)
+    prompts.longest = 28
+    short = save(RewardModule(replace(config, max_seq_len=32)), "short.ckpt")
+    with pytest.raises(ValueError, match=r"max_seq_len 32 of helpfulness_reward; .* at most 27"):
+        trainer().predict(build(helpfulness_reward=short), datamodule=prompts)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
+from llama2_pl.data.batches import PreferenceBatch
 from llama2_pl.modules import PretrainModule, RewardModule
 
 NAN = float("nan")
@@ -148,6 +149,21 @@ def test_it_runs_dry_and_in_bfloat16(config, trainer, make):
     run = trainer(fast_dev_run=True, precision="bf16-mixed")
     run.fit(fresh(config), make.loader([make.pairs()]), make.loader([make.pairs()]))
     assert run.callback_metrics["train/loss"].isfinite() and run.callback_metrics["val/loss"].isfinite()
+
+
+def test_a_step_never_makes_the_host_wait_for_the_device(config, make, monkeypatch):
+    # On the meta device there are no values: whatever asks for one raises.
+    module = RewardModule(config, safety_loss_weight=1.0)
+    module.configure_model()
+    module.to("meta")
+    logged = {}
+    for name in ("log", "log_dict"):
+        monkeypatch.setattr(module, name, lambda *given, name=name, **_: logged.update({name: given}))
+    monkeypatch.setattr(module, "sum_over_ranks", lambda partial: partial)
+    module.trainer = run = L.Trainer(accelerator="cpu", devices=1, logger=False)
+    run.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1)]
+    module.training_step(PreferenceBatch(*(t.to("meta") for t in make.pairs())), 0).backward()
+    assert module.model.head.weight.grad.is_meta and logged["log"][1].is_meta
 
 
 @pytest.mark.parametrize("groups", [2, 3, 4])
