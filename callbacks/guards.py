@@ -46,7 +46,8 @@ class LossGuard(L.Callback):
     Args:
         policy: "skip": leave the weights and the optimizer's state as they are and go on; "stop": raise;
             "rewind": go back to the weights and optimizer state of the last checkpoint, and on with the next batches.
-        spike: factor over the median that counts as a spike; None: only what is not finite is bad.
+        spike: factor over the median that counts as a spike; None: only what is not finite is bad. Not looked for in
+            PPO (manual optimization), whose loss lies around zero.
         window: losses that the median is taken of.
         warmup: steps before spikes are looked for, for the first losses fall fast.
         limit: raise at the event after so many in the whole run.
@@ -93,7 +94,12 @@ class LossGuard(L.Callback):
             kind = "loss"
         elif bad_gradients:
             kind = "gradient"
-        elif self.spike is not None and len(self.usual) >= self.warmup and loss > self.spike * abs(median):
+        elif (
+            self.spike is not None
+            and pl_module.automatic_optimization
+            and len(self.usual) >= self.warmup
+            and loss > self.spike * abs(median)
+        ):
             kind = "spike"
         if not kind:
             self.usual.append(loss)
@@ -104,6 +110,7 @@ class LossGuard(L.Callback):
         return {"usual": list(self.usual), "events": [list(event) for event in self.events]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.usual.clear()
         self.usual.extend(state_dict["usual"])
         self.events = [Event._make([*event[:-1], tuple(event[-1])]) for event in state_dict["events"]]
 

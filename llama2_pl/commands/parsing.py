@@ -27,7 +27,9 @@ _ALLOWED = (
 
 # What a config must not hold: it is saved beside the run.
 _SECRET = re.compile(
-    r"(^|_)(api_?key|access_?key|auth_?token|token|secret|password|passwd|credentials?)$", re.I
+    r"(^|[_.-])((api|access|private|secret|wandb)[_-]?key|(auth[_-]?)?token|secret|password|passwd|pwd|passphrase|"
+    r"credentials?|authorization|bearer)$",
+    re.I,
 )
 
 
@@ -69,12 +71,17 @@ def refuse_secrets(config: Any, place: str = "") -> None:
         return
     for key, value in vars(config).items() if isinstance(config, Namespace) else _pairs(config):
         name = f"{place}.{key}" if place else str(key)
-        if isinstance(value, str) and value and _SECRET.search(str(key)):
+        if isinstance(value, str) and value and (_SECRET.search(str(key)) or _in_environment(value)):
             raise ValueError(
                 f"{name} looks like a secret, and configs are saved in the run's folder; give it in the "
                 "environment instead, as WANDB_API_KEY for W&B"
             )
         refuse_secrets(value, name)
+
+
+def _in_environment(text: str) -> bool:
+    """Whether a text holds the value of a variable that is named like a secret, under whatever name it stands here."""
+    return any(len(value) > 7 and value in text for name, value in os.environ.items() if _SECRET.search(name))
 
 
 def _pairs(value: Any) -> Iterable[tuple[Any, Any]]:
@@ -90,10 +97,15 @@ class ShortErrors(ArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         options = [option for action in parser._actions for option in action.option_strings]
         prog = parser.prog.replace(" [options]", "")
+        message = re.sub(r"(--[^\s=]+)=\S+", _without_secret, message)
         sys.stderr.write(
             f"{prog}: error: {message}{advice(message, options)}\n{prog} --help lists the options\n"
         )
         raise SystemExit(2)
+
+
+def _without_secret(option: re.Match[str]) -> str:
+    return f"{option[1]}=…" if _SECRET.search(option[1]) else option[0]
 
 
 def advice(message: str, options: list[str]) -> str:

@@ -24,6 +24,7 @@ from llama2_pl.model.memory import keep_freed_memory
 from llama2_pl.model.parallel import ParallelPlan, parallelize
 from llama2_pl.modules.optimizer import adamw, cosine_schedule, decay_groups, planned_steps
 from llama2_pl.modules.resume import (
+    announce_trainer_options,
     apply_options,
     changed_options,
     keep_resumed_checkpoint,
@@ -31,6 +32,7 @@ from llama2_pl.modules.resume import (
     reopen,
     restore_random,
     save_last_steps,
+    trainer_options,
 )
 from llama2_pl.text.tokenizer import Tokenizer
 
@@ -101,6 +103,7 @@ class LlamaModule(L.LightningModule):
         checkpoint["tokenizer_sha256"] = None if self.tokenizer is None else self.tokenizer.sha256
         checkpoint["tokens_seen"] = int(self.tokens_seen)
         checkpoint["max_steps"] = self.trainer.max_steps if self.attached else None
+        checkpoint["trainer_options"] = trainer_options(self.trainer) if self.attached else {}
         checkpoint["random"] = random_states()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -111,6 +114,7 @@ class LlamaModule(L.LightningModule):
             self._random = checkpoint.get("random")
             reopen(checkpoint, self.trainer)
             self._changed = changed_options(self.hparams, checkpoint.get("hyper_parameters", {}))
+            announce_trainer_options(checkpoint.get("trainer_options", {}), trainer_options(self.trainer))
             if (length := checkpoint.get("max_steps")) not in (None, self.trainer.max_steps):
                 rank_zero_warn(
                     f"trainer.max_steps is {self.trainer.max_steps} and was {length}: the learning rate follows the "

@@ -113,6 +113,21 @@ def changed_options(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str
     return changed
 
 
+def trainer_options(trainer: L.Trainer) -> dict[str, Any]:
+    """What of a Trainer decides the bits of a step, as plain values."""
+    clip = trainer.gradient_clip_val
+    return {"precision": str(trainer.precision), "gradient_clip_val": None if clip is None else float(clip)}
+
+
+def announce_trainer_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Say aloud which differ from the checkpoint's; those of this run hold."""
+    for name, value in new.items():
+        if name in old and old[name] != value:
+            rank_zero_warn(
+                f"trainer.{name} is {value!r} from here on; the checkpoint was trained with {old[name]!r}"
+            )
+
+
 def _refuse_other_shape(name: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
     for key, value in new.items():
         if key in old and old[key] != value:

@@ -167,8 +167,13 @@ def test_jobs_and_commands_by_hand(monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     assert slurm_job() == "12_3"
-    monkeypatch.setattr(sys, "argv", ["/x/bin/llama2-pl", "fit", "-c", "a b.yaml"])
+    monkeypatch.setattr(sys, "argv", ["llama2-pl"])  # all that is left of it while LightningCLI runs
+    monkeypatch.setattr(sys, "orig_argv", ["/x/bin/python", "/x/bin/llama2-pl", "fit", "-c", "a b.yaml"])
     assert restart() == "llama2-pl fit -c 'a b.yaml' --ckpt_path last"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "llama2_pl", "fit", "--ckpt_path=x"])
+    assert restart() == "llama2-pl fit --ckpt_path=x"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", "--steps", "3"])
+    assert restart() == "python train.py --steps 3"
 
 
 def test_bad_options_are_refused():
