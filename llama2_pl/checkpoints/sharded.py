@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from lightning.fabric.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from llama2_pl.checkpoints import schema
 from llama2_pl.checkpoints.verified import (
     PREVIOUS,
     DamagedCheckpoint,
@@ -87,7 +88,7 @@ def _damage(path: Path, rank: int, world: int) -> str | None:
         return f"{path}: no such checkpoint"
     manifest = path / MANIFEST
     if not manifest.exists():
-        return None
+        return _unfinished(path)
     try:
         hashes: dict[str, str] = json.loads(manifest.read_text(encoding="utf-8"))["sha256"]
         names = sorted(hashes)
@@ -100,6 +101,14 @@ def _damage(path: Path, rank: int, world: int) -> str | None:
             return f"{path / name}: no such file, and {MANIFEST} names it"
         if (found := sha256(path / name)) != hashes[name]:
             return f"{path / name}: damaged, its SHA-256 is {found[:12]}… and {str(hashes[name])[:12]}… was written"
+    return None
+
+
+def _unfinished(path: Path) -> str | None:
+    """What a missing manifest means: every save of ours writes it last, one of Lightning alone writes none."""
+    about = path / "meta.pt"
+    if about.is_file() and schema.KEY.encode() in about.read_bytes():
+        return f"{path / MANIFEST}: no such file, and every save of llama2_pl ends with it"
     return None
 
 

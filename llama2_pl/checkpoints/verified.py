@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -164,13 +166,13 @@ def move_checkpoint(source: Path, target: Path) -> None:
 def verified_path(path: Path) -> Path:
     """`path` where it is what was written, else the one before it with a warning; DamagedCheckpoint if both are bad.
 
-    A file without a hash beside it (of another program) is taken as it is.
+    A file without a hash beside it (a copy, or of another program) has only the checksums that torch.save writes in it.
     """
     problem = damage(path)
     if problem is None:
         if not hash_file(path).exists():
             rank_zero_info(
-                f"{path}: no {hash_file(path).name} beside it, so nobody knows whether it is whole"
+                f"{path}: no {hash_file(path).name} beside it; checked by the checksums in the file alone"
             )
         return path
     before = previous_of(path)
@@ -185,7 +187,7 @@ def damage(path: Path) -> str | None:
     if not path.is_file():
         return f"{path}: no such checkpoint"
     if not hash_file(path).exists():
-        return None
+        return _damaged_archive(path)
     try:
         expected = _hashes(path)
     except (ValueError, KeyError, TypeError):
@@ -194,6 +196,19 @@ def damage(path: Path) -> str | None:
     if found in expected:
         return None
     return f"{path}: damaged, its SHA-256 is {found[:12]}… and {expected[0][:12]}… was written"
+
+
+def _damaged_archive(path: Path) -> str | None:
+    """As `damage`, by the checksum that a file of torch.save has of each of its parts; torch.load looks at none."""
+    with path.open("rb") as file:
+        if file.read(1) == pickle.PROTO:  # torch before 1.6, which wrote none
+            return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, EOFError):
+        return f"{path}: damaged or cut short, not a whole file of torch.save"
+    return None if part is None else f"{path}: damaged, the checksum of {part} in it is wrong"
 
 
 def sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from llama2_pl.data.batches import Batch, without_needless_mask
+from llama2_pl.data.cache import Files, as_paths
 from llama2_pl.data.loader import BatchLoader, NumberedBatches, Position, ResumableLoader
 
 
@@ -37,9 +38,13 @@ class NumberedDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self._restored: Mapping[str, Any] = {}
 
-    def settings(self) -> dict[str, int | str]:
+    def settings(self) -> Mapping[str, int | float | str]:
         """Plain values which must not change when a run is resumed. Available after ``setup``."""
         raise NotImplementedError
+
+    def paths(self) -> dict[str, Files]:
+        """The files behind each setting that is a hash of what is in them."""
+        return {}
 
     def train_batches(self) -> NumberedBatches:
         """This rank's training batches by number. Available after ``setup``."""
@@ -80,15 +85,20 @@ class NumberedDataModule(L.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, the same on every rank (Lightning saves those of rank 0 only)."""
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
-        return {"batches": self._trained(), "accumulate_grad_batches": accumulate, **self.settings()}
+        about = {"batches": self._trained(), "accumulate_grad_batches": accumulate, "paths": self._paths()}
+        return {**about, **self.settings()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to resume a training whose data has changed."""
         self._restored = state_dict
         if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
-            refuse_changes(state_dict, self.settings(), self.late_settings)
+            refuse_changes(state_dict, self.settings(), self._paths(), self.late_settings)
+            _announce_paths(state_dict.get("paths", {}), self._paths())
             _refuse_other_window(state_dict, self.trainer)
             _warn_inside_accumulation(state_dict)
+
+    def _paths(self) -> dict[str, list[str]]:
+        return {key: as_paths(files) for key, files in self.paths().items()}
 
     def _start(self) -> Position:
         """Called when the first training batch is asked for: the counters are restored by then."""
@@ -99,7 +109,7 @@ class NumberedDataModule(L.LightningDataModule):
             return Position(0, 0)  # someone looks at the data after a fit
         trained, in_pass = _processed(trainer)
         if trained and trained == self._restored.get("batches"):
-            refuse_changes(self._restored, self.settings())
+            refuse_changes(self._restored, self.settings(), self._paths())
         return Position(in_pass if _overfits(trainer) else trained, in_pass)
 
     def _trained(self) -> int:
@@ -136,14 +146,43 @@ def require_share(val_fraction: float) -> None:
         raise ValueError(f"data.val_fraction is {val_fraction}: give a share from 0 up to, not including, 1")
 
 
-def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], but: tuple[str, ...] = ()) -> None:
-    """Raise ValueError naming the first setting that differs between a checkpoint and this run."""
+def refuse_changes(
+    old: Mapping[str, Any],
+    new: Mapping[str, Any],
+    paths: Mapping[str, list[str]] | None = None,
+    but: tuple[str, ...] = (),
+) -> None:
+    """Raise ValueError naming the first setting that differs between a checkpoint and this run, and its files.
+
+    Args:
+        old: the data module's state in the checkpoint.
+        new: the settings of this run.
+        paths: this run's files by the setting that is a hash of their content.
+        but: settings that are not compared.
+    """
     for key, value in new.items():
-        if key not in but and key in old and old[key] != value:
-            raise ValueError(
-                f"data.{key} is {value!r} and the checkpoint was trained with {old[key]!r}, so its position in the "
-                f"data has no meaning here: set data.{key} back to resume, or start a new run from the weights alone "
-                "(load_from_checkpoint, and fit without ckpt_path)"
+        if key in but or key not in old or old[key] == value:
+            continue
+        if paths and key in paths:
+            then = old.get("paths", {}).get(key, [])
+            before = f" (then {', '.join(then)})" if then and then != paths[key] else ""
+            what = f"data.{key}: {', '.join(paths[key])} is not what the checkpoint was trained with{before}"
+            back = "give the same content back"
+        else:
+            what = f"data.{key} is {value!r} and the checkpoint was trained with {old[key]!r}"
+            back = f"set data.{key} back"
+        raise ValueError(
+            f"{what}, so its position in the data has no meaning here: {back} to resume, or start a new run from the "
+            "weights alone (load_from_checkpoint, and fit without ckpt_path)"
+        )
+
+
+def _announce_paths(old: Mapping[str, list[str]], new: Mapping[str, list[str]]) -> None:
+    """Files may move; what is in them may not change."""
+    for key, files in new.items():
+        if key in old and old[key] != files:
+            rank_zero_warn(
+                f"data.{key} is {', '.join(files)} from here on and was {', '.join(old[key])}, with the same content"
             )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from llama2_pl.data.base import NumberedDataModule, require_positive, require_share
-from llama2_pl.data.cache import as_paths, build_once, describe_files, fingerprint
+from llama2_pl.data.cache import Files, as_paths, build_once, describe_files
 from llama2_pl.data.loader import BatchLoader
 from llama2_pl.data.mixing import CorpusMix, SourceLedger
 from llama2_pl.data.packed import MixedBatches
@@ -103,16 +103,22 @@ class CorpusDataModule(NumberedDataModule):
         self.val_files = self._open_held_out(folders)
         self.train_files = files
 
-    def settings(self) -> dict[str, int | str]:
-        content = {name: file.sha256 for name, file in self.train_files.items()}
-        weights = {name: source["weight"] for name, source in self.sources.items()}
+    def settings(self) -> dict[str, int | float | str]:
+        sources: dict[str, int | float | str] = {"sources": ", ".join(sorted(self.sources))}
+        for name, source in self.sources.items():
+            sources[f"sources.{name}.weight"] = source["weight"]
+            sources[f"sources.{name}.path"] = self.train_files[name].sha256
         return {
             "seed": self.seed,
             "batch_size": self.batch_size,
             "seq_len": self.seq_len,
             "tokenizer": self._tokenizer_sha256,
-            "sources": fingerprint(content, weights),
+            **sources,
         }
+
+    def paths(self) -> dict[str, Files]:
+        sources = {f"sources.{name}.path": source["path"] for name, source in self.sources.items()}
+        return {"tokenizer": self.tokenizer, **sources}
 
     def train_batches(self) -> MixedBatches:
         return self._batches(self.train_files, self._run_length())

@@ -156,6 +156,9 @@ class DialogueDataModule(NumberedDataModule):
             "added": fingerprint([[file.sha256, repeat] for file, repeat in self._added]),
         }
 
+    def paths(self) -> dict[str, Files]:
+        return {"tokenizer": self.tokenizer, "train": self.train}
+
     def train_batches(self) -> WholeBatches:
         rows = len(self._part("train").plan)
         return self._batches("train", RowStream(rows, self.batch_size, self.epochs * rows, self.seed))

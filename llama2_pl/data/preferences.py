@@ -12,7 +12,7 @@ import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from llama2_pl.data.base import NumberedDataModule, require_positive
-from llama2_pl.data.cache import build_once, describe_files
+from llama2_pl.data.cache import Files, as_paths, build_once, describe_files
 from llama2_pl.data.dialogues import opening, refuse_two_validation_sets
 from llama2_pl.data.loader import BatchLoader
 from llama2_pl.data.pairs import (
@@ -150,6 +150,10 @@ class PreferenceDataModule(NumberedDataModule):
             "tokenizer": self._tokenizer_sha256,
             "pairs": self._parts["train"].tokens.sha256,
         }
+
+    def paths(self) -> dict[str, Files]:
+        pairs = [path for files in self.files if files for path in as_paths(files)]
+        return {"tokenizer": self.tokenizer, "pairs": pairs}
 
     def train_batches(self) -> PairBatches:
         total = self.epochs * len(self._pairs)

@@ -140,6 +140,9 @@ class PromptDataModule(NumberedDataModule):
             "prompts": fingerprint(self._encoded[: self._num_train]),
         }
 
+    def paths(self) -> dict[str, Files]:
+        return {"tokenizer": self.tokenizer, "prompts": self.prompts}
+
     def train_batches(self) -> PromptBatches:
         if self.num_batches is not None:
             total = self.num_batches * self.batch_size

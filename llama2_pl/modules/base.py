@@ -27,8 +27,10 @@ from llama2_pl.modules.resume import (
     announce_trainer_options,
     apply_options,
     changed_options,
+    global_seed,
     keep_resumed_checkpoint,
     random_states,
+    refuse_other_seed,
     reopen,
     restore_random,
     save_last_steps,
@@ -104,6 +106,7 @@ class LlamaModule(L.LightningModule):
         checkpoint["tokens_seen"] = int(self.tokens_seen)
         checkpoint["max_steps"] = self.trainer.max_steps if self.attached else None
         checkpoint["trainer_options"] = trainer_options(self.trainer) if self.attached else {}
+        checkpoint["seed_everything"] = global_seed()
         checkpoint["random"] = random_states()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -111,6 +114,7 @@ class LlamaModule(L.LightningModule):
         schema.migrate(checkpoint)
         self.tokens_seen = checkpoint["tokens_seen"]
         if self.attached and self.trainer.state.fn == TrainerFn.FITTING:
+            refuse_other_seed(checkpoint.get("seed_everything"), global_seed())
             self._random = checkpoint.get("random")
             reopen(checkpoint, self.trainer)
             self._changed = changed_options(self.hparams, checkpoint.get("hyper_parameters", {}))

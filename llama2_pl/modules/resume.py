@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -111,6 +112,20 @@ def changed_options(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str
             changed.append(name)
             rank_zero_warn(f"model.{name} is {new!r} from here on; the checkpoint was trained with {old!r}")
     return changed
+
+
+def global_seed() -> int | None:
+    """What seed_everything set for this process; None where it never ran."""
+    found = os.environ.get("PL_GLOBAL_SEED", "")
+    return int(found) if found.isdigit() else None
+
+
+def refuse_other_seed(old: int | None, new: int | None) -> None:
+    """ValueError for another seed: a resumed run has the generators of its checkpoint, so it would change nothing."""
+    if None not in (old, new) and old != new:
+        raise ValueError(
+            f"seed_everything is {new} and the run was started with {old}: set it back to resume, or start a new run"
+        )
 
 
 def trainer_options(trainer: L.Trainer) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def test_a_file_that_cannot_be_read_safely_is_refused_by_name(kind: str, tmp_pat
     path = saved(tmp_path / "odd.ckpt", {}, {"folder": tmp_path} if kind == "a class in it" else {"lr": 1.0})
     if kind != "a class in it":
         path.write_bytes(b"garbage" if kind == "garbage" else path.read_bytes()[:-99])
-    with pytest.raises(ValueError, match=r"odd\.ckpt: not a readable weights file"):
+    with pytest.raises(ValueError, match=r"odd\.ckpt: (not a readable weights file|damaged or cut short)"):
         load_language_model(path)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from llama2_pl.checkpoints import sharded
 from llama2_pl.checkpoints.ours import load_language_model
+from llama2_pl.checkpoints.schema import KEY
 from llama2_pl.checkpoints.sharded import MANIFEST, commit, folder_damage, recover, verified_folder
 from llama2_pl.checkpoints.verified import DamagedCheckpoint, VerifiedCheckpointIO, previous_of
 
@@ -80,6 +81,17 @@ def test_a_cut_or_missing_file_is_named(path, name, harm):
     with pytest.raises(
         DamagedCheckpoint, match=rf"last\.ckpt/{name}.*there is no sound last\.ckpt\.previous"
     ):
+        verified_folder(path)
+
+
+def test_a_folder_of_ours_without_its_manifest_is_damaged_and_one_of_lightning_alone_is_not(path):
+    (path / MANIFEST).unlink()
+    assert number_in(verified_folder(path)) == 2
+    torch.save({KEY: 1}, path / "meta.pt")
+    with pytest.warns(UserWarning, match=r"manifest\.json: no such file, and every save .* going on from"):
+        assert number_in(verified_folder(path)) == 1
+    (previous_of(path) / MANIFEST).unlink()
+    with pytest.raises(DamagedCheckpoint, match=r"manifest\.json: no such file"):
         verified_folder(path)
 
 

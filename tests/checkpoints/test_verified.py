@@ -208,6 +208,26 @@ def test_what_training_changes_after_a_save_in_the_background_is_not_written(pat
     assert load(path) == 1
 
 
+def test_without_its_hash_a_damaged_file_is_found_by_the_checksums_of_the_archive(path):
+    save(path, 1, 2)
+    hash_file(path).unlink()
+    whole = path.read_bytes()
+    assert load(path) == 2
+    weights = content(2)["state_dict"]["weight"].numpy().tobytes()
+    for place in range(whole.index(weights), whole.index(weights) + len(weights), 9):
+        flip(path, 8 * place + 3)
+        with pytest.warns(UserWarning, match=r"last\.ckpt: damaged, the checksum of .* going on from"):
+            assert load(path) == 1
+        path.write_bytes(whole)
+    for length in (0, 1, 100, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.warns(UserWarning, match=r"last\.ckpt: damaged or cut short.* going on from"):
+            assert load(path) == 1
+    hash_file(previous_of(path)).unlink()
+    with pytest.raises(DamagedCheckpoint, match=r"last\.ckpt: damaged or cut short"):
+        load(path)
+
+
 def test_a_checkpoint_without_a_hash_is_taken_as_it_is_and_kept_when_replaced(path):
     torch.save(content(1), path)
     assert load(path) == 1 and damage(path) is None

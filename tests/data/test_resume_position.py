@@ -19,11 +19,15 @@ def make_data(tmp_path: Path, tokenizer: Tokenizer, write_rows, sentence) -> Mak
     path = write_rows("corpus.jsonl", [{"text": sentence(i, 30)} for i in range(60)])
 
     def make(**options) -> CorpusDataModule:
-        defaults = {"seq_len": 32, "batch_size": 2, "num_batches": 20, "val_fraction": 0.1}
+        defaults = {
+            "sources": {"web": {"path": path}},
+            "seq_len": 32,
+            "batch_size": 2,
+            "num_batches": 20,
+            "val_fraction": 0.1,
+        }
         cache = str(tmp_path / "cache")
-        return CorpusDataModule(
-            {"web": {"path": path}}, str(tokenizer.path), cache_dir=cache, **{**defaults, **options}
-        )
+        return CorpusDataModule(tokenizer=str(tokenizer.path), cache_dir=cache, **{**defaults, **options})
 
     return make
 
@@ -180,22 +184,50 @@ def test_a_loader_handed_over_without_its_data_module_refuses_to_resume(
 
 @pytest.mark.parametrize(
     ("key", "options"),
-    [("seed", {"seed": 1}), ("batch_size", {"batch_size": 4}), ("seq_len", {"seq_len": 16}), ("sources", {})],
+    [("seed", {"seed": 1}), ("batch_size", {"batch_size": 4}), ("seq_len", {"seq_len": 16})],
 )
 def test_changed_data_is_refused_by_name(
-    make_trainer, recorder, make_data: MakeData, write_rows, sentence, tmp_path: Path, key: str, options: dict
+    make_trainer, recorder, make_data: MakeData, tmp_path: Path, key: str, options: dict
 ) -> None:
     trainer = make_trainer(max_steps=3)
     trainer.fit(recorder(), datamodule=make_data())
     trainer.save_checkpoint(tmp_path / "cut.ckpt")
-    if key == "sources":
-        write_rows("corpus.jsonl", [{"text": sentence(i, 31)} for i in range(60)])
     with pytest.raises(
         ValueError, match=rf"data\.{key} is .* the checkpoint was trained with .* set data\.{key} back"
     ):
         make_trainer(max_steps=6).fit(
             recorder(), datamodule=make_data(**options), ckpt_path=tmp_path / "cut.ckpt"
         )
+
+
+def test_a_changed_source_is_refused_with_its_file_and_a_moved_one_is_announced(
+    make_trainer, recorder, make_data: MakeData, write_rows, sentence, tmp_path: Path
+) -> None:
+    trainer, cut = make_trainer(max_steps=3), tmp_path / "cut.ckpt"
+    trainer.fit(recorder(), datamodule=make_data())
+    trainer.save_checkpoint(cut)
+
+    def resume(sources: dict) -> None:
+        make_trainer(max_steps=4).fit(recorder(), datamodule=make_data(sources=sources), ckpt_path=cut)
+
+    moved = write_rows("moved.jsonl", [{"text": sentence(i, 30)} for i in range(60)])
+    with pytest.warns(
+        UserWarning,
+        match=r"data\.sources\.web\.path is .*moved\.jsonl from here on and was .*corpus\.jsonl, with",
+    ):
+        resume({"web": {"path": moved}})
+    other = write_rows("other.jsonl", [{"text": sentence(i, 31)} for i in range(60)])
+    with pytest.raises(
+        ValueError,
+        match=r"data\.sources\.web\.path: \S*other\.jsonl is not what .* \(then \S*corpus\.jsonl\).*give the same",
+    ):
+        resume({"web": {"path": other}})
+    with pytest.raises(
+        ValueError, match=r"data\.sources\.web\.weight is 2 and the checkpoint was trained with 1"
+    ):
+        resume({"web": {"path": moved, "weight": 2}})
+    with pytest.raises(ValueError, match=r"data\.sources is 'books, web' and .* with 'web'"):
+        resume({"web": {"path": moved}, "books": {"path": other}})
 
 
 def test_another_accumulation_is_refused_by_name(
@@ -254,7 +286,9 @@ def test_a_cut_inside_an_accumulation_window_warns(make_trainer, recorder, make_
 def test_the_state_is_plain(make_data: MakeData) -> None:
     data = make_data()
     data.setup()
-    assert all(type(value) in (int, str) for value in data.state_dict().values())
+    state = data.state_dict()
+    assert set(state.pop("paths")) == {"tokenizer", "sources.web.path"}
+    assert all(type(value) in (int, float, str) for value in state.values())
 
 
 def test_without_a_trainer_the_state_moves_the_loader(make_data: MakeData) -> None:

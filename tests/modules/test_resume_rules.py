@@ -83,6 +83,20 @@ def test_another_seed_of_the_samples_is_refused():
     assert "seed" in PPOModule.__init__.__annotations__
 
 
+def test_another_seed_of_everything_is_refused_by_name(config, trainer, make, monkeypatch, tmp_path):
+    """Restored generators would leave it without effect."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    path, batches = tmp_path / "half.ckpt", [make.tokens(seed=n) for n in range(4)]
+    run = trainer(max_steps=2)
+    run.fit(PretrainModule(config, warmup_steps=1), make.loader(batches))
+    run.save_checkpoint(path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "2")
+    with pytest.raises(ValueError, match="seed_everything is 2 and the run was started with 1: set it back"):
+        trainer(max_steps=4).fit(PretrainModule(config, warmup_steps=1), make.loader(batches), ckpt_path=path)
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    trainer(max_steps=4).fit(PretrainModule(config, warmup_steps=1), make.loader(batches), ckpt_path=path)
+
+
 def test_a_new_rate_and_length_are_announced_and_used(config, trainer, make, half):
     """By hand: step 2 of a run of 6 with 1 step of warm-up, at the new peak and the new end."""
     path, _, rest = half()

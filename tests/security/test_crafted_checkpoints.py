@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 import zipfile
@@ -19,6 +20,7 @@ from torch.distributed.checkpoint import CheckpointException
 from llama2_pl.checkpoints.hugging_face import from_hugging_face
 from llama2_pl.checkpoints.ours import load_language_model, load_reward_model
 from llama2_pl.checkpoints.untrusted import check_shards
+from llama2_pl.checkpoints.verified import sha256
 from llama2_pl.data.batches import Batch
 from llama2_pl.modules import SFTModule
 
@@ -135,10 +137,11 @@ def test_resuming_a_crafted_checkpoint_through_lightning_is_refused_and_runs_not
         module, trainer = module_and_trainer(tmp_path, strategy)
         trainer.fit(module, data(), ckpt_path=path)
         assert trainer.global_step == 1
-        if path.is_dir():
-            (path / "manifest.json").unlink()  # who crafts a folder would craft its hashes too
         for number, attack in enumerate(ATTACKS[strategy]):
             attack(path, tmp_path)
+            if path.is_dir():  # who crafts a folder crafts its hashes too
+                hashes = {file.name: sha256(file) for file in path.iterdir() if file.name != "manifest.json"}
+                (path / "manifest.json").write_text(json.dumps({"sha256": hashes}))
             module, trainer = module_and_trainer(tmp_path, strategy)
             with pytest.raises(ValueError, match=rf"last\.ckpt.*{corpus.UNREADABLE}"):
                 trainer.fit(module, data(), ckpt_path=path)
