@@ -91,7 +91,7 @@ def recipe(
     """Run a recipe; finished stages are skipped, an interrupted one goes on.
 
     Args:
-        recipe: a recipe YAML, or the name of a packaged one (demo, real, gatt).
+        recipe: a recipe YAML, or the name of a packaged one (demo, real, gatt, study).
         out: the run's folder.
         data: folder that $DATA stands for.
         extra: options added to every `fit` and `predict` command, for example --trainer.max_steps=4.
@@ -104,7 +104,7 @@ def recipe(
     )
     if not path.exists():
         raise ValueError(
-            f"{recipe}: no such recipe; give a YAML file or the name of a packaged recipe: demo, real, gatt"
+            f"{recipe}: no such recipe; give a YAML file or the name of a packaged recipe: demo, real, gatt, study"
         )
     run = Path(out)
     if fresh and run.exists():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llama2_pl.commands.registry import find_tool, parse_tool
 from llama2_pl.data.default import write
 from llama2_pl.rlhf.recipe import configs_folder, read_recipe, recipe
 
@@ -128,7 +129,7 @@ def test_extra_options_are_added_to_fit_and_predict_only(
 
 
 def test_a_recipe_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none\.yaml: no such recipe; .* demo, real, gatt"):
+    with pytest.raises(ValueError, match=r"none\.yaml: no such recipe; .* demo, real, gatt, study"):
         recipe(str(tmp_path / "none.yaml"), str(tmp_path / "run"))
 
 
@@ -144,3 +145,17 @@ def test_each_stage_of_a_packaged_recipe_reads_what_an_earlier_one_wrote(name: s
                 )
         made += stage.outputs
     assert len(made) > 4
+
+
+def test_the_packaged_study_names_options_that_its_commands_have(tmp_path: Path) -> None:
+    variables = {"RUN": "/r", "CONFIGS": str(configs_folder("study")), "STDLIB": "", "SEED": "1"}
+    seeds = {}
+    for stage in read_recipe(configs_folder("study") / "recipe.yaml", variables):
+        found = find_tool(list(stage.command))
+        assert found is not None
+        seeds[stage.name] = parse_tool(*found).get("seeds")
+    assert list(map(len, filter(None, seeds.values()))) == [8, 3, 3] and set(seeds) == {
+        "reward_models",
+        "versions",
+        "ghost_attention",
+    }
