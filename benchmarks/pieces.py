@@ -74,6 +74,7 @@ def training(name: str, config: ModelConfig, rows: int, length: int, *sides: Sid
     options = {"model": shape(config), "rows": rows, "length": length, "precision": "bf16-mixed"}
     how = ", compiled" if more.pop("compile", False) else ""
     options |= {"compile": True} if how else {}
+    options |= {"steps": more.pop("steps", 1)}
     title = f"training, {name}, {rows} x {length}, bf16-mixed{how}"
     return Case(title, "train", options, list(sides), config=config, **more)
 
@@ -81,7 +82,7 @@ def training(name: str, config: ModelConfig, rows: int, length: int, *sides: Sid
 def train() -> list[Case]:
     return [
         training("34M", TRAINED, 8, 512, OURS, TRANSFORMERS, LITGPT),
-        training("demo size", DEMO, 16, 256, OURS, TRANSFORMERS, LITGPT),
+        training("demo size", DEMO, 16, 256, OURS, TRANSFORMERS, LITGPT, steps=8),
     ]
 
 
@@ -90,7 +91,7 @@ def compiled() -> list[Case]:
     sides, how = (OURS, TRANSFORMERS, LITGPT), {"compile": True, "warm_up": 3, "rounds": 4}
     return [
         training("34M", TRAINED, 8, 512, *sides, **how),
-        training("demo size", DEMO, 16, 256, *sides, **how),
+        training("demo size", DEMO, 16, 256, *sides, **how, steps=8),
     ]
 
 

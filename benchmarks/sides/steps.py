@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -18,10 +19,14 @@ def random_tokens(options: dict) -> Tensor:
 
 
 def train(model: nn.Module, loss: Callable[[], Tensor], options: dict, turns: Turns) -> None:
-    """Forward, backward, clipping and AdamW, step after step; bf16-mixed, or in the weights' own type."""
+    """Forward, backward, clipping and AdamW, step after step; bf16-mixed, or in the weights' own type.
+
+    A repetition is of several steps where one is short: the first finds the cache full of another side's numbers.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-5, fused=True)
-    device, tokens = options.get("device", "cpu"), options["rows"] * options["length"]
-    while True:
+    device, together = options.get("device", "cpu"), options.get("steps", 1)
+    tokens = options["rows"] * options["length"] * together
+    for step in itertools.count(1):
         with torch.autocast(device, torch.bfloat16, enabled=options["precision"] == "bf16-mixed"):
             value = loss()
         value.backward()
@@ -29,7 +34,8 @@ def train(model: nn.Module, loss: Callable[[], Tensor], options: dict, turns: Tu
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         finish(device)
-        turns.done(tokens, peak_mib=peak_mib(options))
+        if step % together == 0:
+            turns.done(tokens, peak_mib=peak_mib(options))
 
 
 def finish(device: str) -> None:

@@ -57,7 +57,9 @@ def _counted_rows(hidden: Tensor, tokens: Tensor, counted: Tensor) -> tuple[Tens
 
     On a GPU all states, IGNORED where nothing counts: to pick rows, the host would have to wait for their number.
     """
-    if hidden.device.type == "cpu":
+    if (
+        hidden.device.type == "cpu" and not counted.all()
+    ):  # in pretraining all count, and none needs to be picked
         return hidden[:, :-1][counted], tokens[:, 1:][counted]
     return hidden[:, :-1].flatten(0, 1), tokens[:, 1:].masked_fill(~counted, IGNORED).flatten()
 
@@ -98,18 +100,22 @@ def _chunk_gradients(
     with torch.enable_grad():
         leaf = rows.detach().requires_grad_()
         logits = head(leaf)
-    loss, gradient = _loss_and_gradient(logits.detach(), targets)
+    # A matrix keeps what it reads and not what it gives, so the gradient may take the logits' place in memory. Hooks
+    # (of tensor parallelism) may hand on a view.
+    alone = isinstance(head, nn.Linear) and not head._forward_hooks
+    out = logits.detach() if alone else torch.empty_like(logits)
+    loss, gradient = _loss_and_gradient(logits.detach(), targets, out)
     return loss, *torch.autograd.grad(logits, [leaf, *weights], gradient)
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(logits: Tensor, targets: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropies in fp32 and its gradient, softmax - one-hot, in the logits' dtype (C, V).
 
+    The gradient is written to the tensor of this name, which may be that of the logits.
     An IGNORED target has neither. One slice of rows after the other: a CPU then finds each slice's fp32 numbers in
     its cache.
     """
     total = torch.zeros((), dtype=torch.float32, device=logits.device)
-    gradient = torch.empty_like(logits)
     masked = logits.device.type != "cpu" or bool(
         (targets == IGNORED).any()
     )  # a GPU would have to wait to be asked

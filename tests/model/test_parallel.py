@@ -68,7 +68,7 @@ def test_compile_asks_for_each_block_and_nothing_else(monkeypatch: pytest.Monkey
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
     parallelize(LanguageModel(ModelConfig(32, 3, 4, vocab_size=8)), ParallelPlan(compile=True))
-    assert compiled == ["Block"] * 3
+    assert compiled == ["Block"] * 3 + ["RMSNorm"]
 
 
 def test_without_a_compiler_the_blocks_run_as_they_are_and_a_warning_says_what_to_install(

@@ -105,9 +105,22 @@ def test_the_gradient_under_autocast_is_that_of_torchs_own_loss(monkeypatch):
 def test_an_ignored_target_has_neither_loss_nor_gradient():
     logits, targets = torch.randn(5, 11, requires_grad=True), torch.tensor([3, -100, 0, -100, 10])
     want = nn.functional.cross_entropy(logits, targets, reduction="sum")
-    loss, gradient = language._loss_and_gradient(logits.detach(), targets)
+    given = logits.detach().clone()
+    loss, gradient = language._loss_and_gradient(given, targets, given)  # into the place of the logits
     torch.testing.assert_close(loss, want.detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(want, logits)[0])
+
+
+def test_a_head_that_keeps_its_logits_has_torchs_gradient():
+    """As the soft cap of other models does: its backward pass reads what it gave."""
+    hidden, matrix, tokens, mask = random_case()
+    head = nn.Sequential(matrix, nn.Tanh())
+    total, _ = language.next_token_loss_from_hidden(hidden, head, tokens, mask)
+    want, _ = language.next_token_loss(head(hidden), tokens, mask)
+    for ours, torchs in zip(
+        *(torch.autograd.grad(x, [hidden, matrix.weight]) for x in (total, want)), strict=True
+    ):
+        torch.testing.assert_close(ours, torchs)
 
 
 def test_the_loss_may_be_scaled_before_the_backward_pass():
