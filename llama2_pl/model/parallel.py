@@ -37,7 +37,7 @@ class ParallelPlan:
 
     Attributes:
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
-        compile: compile each block and the last norm; where there is no C++ compiler they run as they are, with a warning.
+        compile: compile each block and the last norm; without a C++ compiler they run as they are, with a warning.
         liger, flash_attention, float8: switches of llama2_pl.model.kernels, for CUDA.
         bf16_parameters: with FSDP2, gather parameters in bf16 and reduce gradients in fp32.
         data_parallel_size: ranks that FSDP2 shards over; 1: no sharding. For whoever makes the mesh, as the next:
