@@ -10,7 +10,7 @@ from llama2_pl.model.parallel import ParallelPlan
 
 
 class CompiledBlocks(L.Callback):
-    """Compiles each block of the networks and the last norm; without a C++ compiler there is a warning, and no harm.
+    """Compiles each block of the networks, and the last norm; without a C++ compiler there is a warning, and no harm.
 
     Sets `compile` in `pl_module.parallel_plan`, which the modules of llama2_pl follow when they build their networks.
     It pays where many steps have rows of one length: pretraining and SFT. The first step takes up to a minute, less

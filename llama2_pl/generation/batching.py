@@ -150,7 +150,8 @@ class Batch:
         if self.slots is None:
             decoder, longest = self.decoder, int(self.lengths.max())
             shape = (len(decoder.layers), self.most, decoder.kv_heads, decoder.head_dim)
-            self.slots = Slots(*shape, longest + self.limit - 1, decoder.dtype, decoder.device)
+            most = longest + self.limit - 1
+            self.slots = Slots(*shape, most, decoder.dtype, decoder.device, decoder.compiled)
         self.slots.fit(width)
         return self.slots
 
@@ -232,6 +233,7 @@ class StepGraphs:
         graph = self.graphs[size]
         if graph is None:
             graph = self.graphs[size] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self.pool):  # records, runs nothing
+            # Records, runs nothing. The loaders' threads may go on pinning memory.
+            with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
                 self.step(rows, width)
         graph.replay()

@@ -6,7 +6,6 @@ value matrices in one, so w1 and w3; RoPE as one complex product, for which the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,16 +14,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from llama2_pl.generation.slots import Slots
+from llama2_pl.generation.slots import Attend, Slots
 from llama2_pl.model.attention import attend
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.layers import Block, Linear
 from llama2_pl.model.parallel import gathered
 
 PACKED_ROWS = 8  # below, MKL's product of a vector is the faster one
-
-# A layer's number, queries (N, H, K), keys and values (N, G, K) of N tokens -> (N, H * K).
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Matrix:
@@ -85,6 +81,7 @@ class Decoder:
         self.eps, self.head_dim, self.rows = config.norm_eps, config.head_dim, rows
         angles = model.backbone.rope.angles[:, : config.head_dim // 2]
         self.rotations = torch.polar(torch.ones_like(angles), angles)[:, None]  # (S, 1, K / 2)
+        self.compiled = model.backbone.compiled
         self.copies = any(isinstance(module, FSDPModule) for module in model.modules())
         with gathered(model):
             self.embedding = self._whole(model.backbone.embedding.weight)
@@ -117,15 +114,7 @@ class Decoder:
 
     def step(self, tokens: Tensor, positions: Tensor, slots: Slots, width: int) -> Tensor:
         """One more token (R,) of each row at its position (R,), below `width` -> logits (R, V) float32."""
-        rows = torch.arange(len(tokens), device=tokens.device)
-        reads = slots.reader(positions, width)
-
-        def read(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            slots.keys[number][rows, :, positions] = k
-            slots.values[number][rows, :, positions] = v
-            return reads(number, q)
-
-        return self._logits(self._hidden(tokens, positions, read))
+        return self._logits(self._hidden(tokens, positions, slots.reader(positions, width)))
 
     def _hidden(self, tokens: Tensor, positions: Tensor, read: Attend) -> Tensor:
         """(N,) tokens -> (N, D), before the final norm."""

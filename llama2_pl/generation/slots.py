@@ -5,12 +5,16 @@ Shapes: R rows, G kv heads, S slots, K head dim.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+# A layer's number, queries (N, H, K), keys and values (N, G, K) of N tokens -> (N, H * K).
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 GROWTH = 32  # slots added at a time on a CPU: copying costs as much as reading what is not filled yet
 
@@ -20,11 +24,35 @@ def static_shapes(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
+def write_and_read(
+    keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor, positions: Tensor
+) -> Tensor:
+    """Keys and values (R, G, S, K) take k and v (R, G, K) at positions (R,); queries (R, H, K) read up to there.
+
+    Sums of products, which the compiler makes one pass over keys and one over values; eagerly it is slower than
+    matrix products. Scores and weights are fp32.
+    """
+    rows, (_, groups, slots, size) = torch.arange(len(positions)), keys.shape
+    keys[rows, :, positions], values[rows, :, positions] = k, v
+    heads = q.view(len(positions), groups, -1, 1, size).float()
+    scores = (keys[:, :, None].float() * heads).sum(-1) / math.sqrt(size)
+    unread = torch.arange(slots) > positions[:, None]
+    weights = scores.masked_fill(unread[:, None, None], -math.inf).softmax(-1)
+    return (weights[..., None] * values[:, :, None].float()).sum(-2).to(q.dtype).view(len(positions), -1)
+
+
+@functools.cache
+def compiled_step() -> Callable[..., Tensor]:
+    """`write_and_read` through torch.compile, once for all sizes."""
+    return torch.compile(write_and_read, dynamic=True)
+
+
 class Slots:
     """A list of keys and one of values, (R, G, S, K) per layer; beyond a row's position lies nothing that is read.
 
     On a CPU a layer's tensor is as long as needed and no longer, and all of it is read, under a bias: with gaps
     between the rows, attention takes three to five times as long there. Elsewhere the size is fixed from the start.
+    `compiled`: on a CPU through torch.compile, in bf16 twice as fast.
     """
 
     def __init__(
@@ -36,9 +64,10 @@ class Slots:
         limit: int,
         dtype: torch.dtype,
         device: torch.device,
+        compiled: bool = False,
     ) -> None:
         self.limit, self.grows = limit, not static_shapes(device)
-        self.head_dim = head_dim
+        self.head_dim, self.compiled = head_dim, compiled
         shape = (rows, kv_heads, 0 if self.grows else limit, head_dim)
         self.keys, self.values = (
             [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for _ in range(2)
@@ -80,7 +109,20 @@ class Slots:
             for tensor in tensors:
                 tensor[target] = tensor[source]
 
-    def reader(self, positions: Tensor, width: int) -> Callable[[int, Tensor], Tensor]:
+    def reader(self, positions: Tensor, width: int) -> Attend:
+        """What writes a token's keys and values at its position and reads the slots up to there."""
+        reads, rows = self._reader(positions, width), torch.arange(len(positions), device=positions.device)
+
+        def read(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = self.keys[number], self.values[number]
+            if self.grows and self.compiled:
+                return compiled_step()(keys[: len(rows)], values[: len(rows)], q, k, v, positions)
+            keys[rows, :, positions], values[rows, :, positions] = k, v
+            return reads(number, q)
+
+        return read
+
+    def _reader(self, positions: Tensor, width: int) -> Callable[[int, Tensor], Tensor]:
         """What reads a layer: its number, one query (R, H, K) per row -> (R, H * K), over slots up to the position."""
         rows = len(positions)
         width = self.size if self.grows else width

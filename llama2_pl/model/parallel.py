@@ -37,7 +37,8 @@ class ParallelPlan:
 
     Attributes:
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
-        compile: compile each block and the last norm; without a C++ compiler they run as they are, with a warning.
+        compile: compile each block, the last norm, and on a CPU what a new token reads when sampling; without a C++
+            compiler all run as they are, with a warning.
         liger, flash_attention, float8: switches of llama2_pl.model.kernels, for CUDA.
         bf16_parameters: with FSDP2, gather parameters in bf16 and reduce gradients in fp32.
         data_parallel_size: ranks that FSDP2 shards over; 1: no sharding. For whoever makes the mesh, as the next:
@@ -75,6 +76,7 @@ def parallelize(model: Network, plan: ParallelPlan, mesh: DeviceMesh | None = No
             block.compile()
     if compile:
         model.backbone.norm.compile()
+        model.backbone.compiled = True
     # on one device, too, where nothing else makes the network one that folders of shards can be loaded into
     if mesh is not None and (mesh["data_parallel"].size() > 1 or mesh["tensor_parallel"].size() == 1):
         _shard(model, plan, mesh["data_parallel"])

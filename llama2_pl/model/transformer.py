@@ -26,6 +26,7 @@ class Transformer(nn.Module):
         self.rope = RoPE(config)
         # Set by `parallelize`.
         self.flash_attention = False
+        self.compiled = False
 
     def reset_parameters(self) -> None:
         """Every part anew."""
