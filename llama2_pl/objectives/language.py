@@ -100,10 +100,7 @@ def _chunk_gradients(
     with torch.enable_grad():
         leaf = rows.detach().requires_grad_()
         logits = head(leaf)
-    # A matrix keeps what it reads and not what it gives, so the gradient may take the logits' place in memory. Hooks
-    # (of tensor parallelism) may hand on a view.
-    alone = isinstance(head, nn.Linear) and not head._forward_hooks
-    out = logits.detach() if alone else torch.empty_like(logits)
+    out = logits.detach() if _is_matrix(head) else torch.empty_like(logits)
     loss, gradient = _loss_and_gradient(logits.detach(), targets, out)
     return loss, *torch.autograd.grad(logits, [leaf, *weights], gradient)
 
@@ -121,10 +118,8 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, gradient: Tensor) -> tup
     )  # a GPU would have to wait to be asked
     parts = zip(*(_slices(logits, rows) for rows in (logits, targets, gradient)), strict=True)
     for scores, wanted, out in parts:
-        softmax = F.softmax(scores, dim=-1, dtype=torch.float32)
+        softmax, normaliser = _softmax_and_normaliser(scores)
         index = wanted.clamp(min=0)[:, None]
-        # log sum exp from the likeliest word, whose probability cannot underflow
-        normaliser = scores.amax(-1).float() - softmax.amax(-1).log()
         losses = normaliser - scores.gather(-1, index).squeeze(-1).float()
         softmax.scatter_add_(-1, index, softmax.new_full((len(wanted), 1), -1.0))
         if masked:
@@ -133,6 +128,21 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, gradient: Tensor) -> tup
         total += losses.sum()
         out.copy_(softmax)
     return total, gradient
+
+
+def _softmax_and_normaliser(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (C, V) -> their softmax (C, V) and log sum exp (C,), both fp32, with one pass of exponentials."""
+    softmax = F.softmax(scores, dim=-1, dtype=torch.float32)
+    # from the likeliest word, whose probability cannot underflow
+    return softmax, scores.amax(-1).float() - softmax.amax(-1).log()
+
+
+def _is_matrix(head: Head) -> bool:
+    """Whether the head keeps what it reads and not what it gives, so that its logits may be written over.
+
+    Hooks (of tensor parallelism) may hand on a view.
+    """
+    return isinstance(head, nn.Linear) and not head._forward_hooks
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -158,7 +168,7 @@ def token_logprobs_from_hidden(
     rows, targets = hidden[:, :-1][counted], tokens[:, 1:][counted]
 
     def chunk_logprobs(rows: Tensor, targets: Tensor) -> Tensor:
-        return _ChosenLogprobs.apply(head(rows), targets, temperature)  # type: ignore[return-value]
+        return _ChosenLogprobs.apply(head(rows), targets, temperature, _is_matrix(head))  # type: ignore[return-value]
 
     both = torch.cat(_by_chunk(chunk_logprobs, rows, targets, chunk), dim=1)
     zeros = torch.zeros(tokens.shape, dtype=torch.float32, device=hidden.device)
@@ -170,33 +180,37 @@ class _ChosenLogprobs(torch.autograd.Function):
     """Log-probabilities of targets (C,) under logits (C, V), and the entropies: (2, C) fp32.
 
     Keeps the logits in their own dtype and nothing else of their size. The softmax is taken again in the backward
-    pass, slice after slice as in `_loss_and_gradient`; only the first row has a gradient.
+    pass, slice after slice as in `_loss_and_gradient`; only the first row has a gradient, which takes the place of
+    the logits where they are `free` to be written over.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, temperature: float) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, logits: Tensor, targets: Tensor, temperature: float, free: bool
+    ) -> Tensor:
         ctx.save_for_backward(logits, targets)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.free = temperature, free
         both = torch.empty(2, len(targets), dtype=torch.float32, device=logits.device)
         parts = zip(*(_slices(logits, rows) for rows in (logits, targets, both.T)), strict=True)
         for scores, wanted, out in parts:
-            logprobs = F.log_softmax(scores.float() / temperature, dim=-1)
-            out[:, 0] = logprobs.gather(-1, wanted[:, None]).squeeze(-1)
-            out[:, 1] = -(logprobs.exp().mul_(logprobs)).sum(-1)
+            scaled = scores.float() / temperature
+            softmax, normaliser = _softmax_and_normaliser(scaled)
+            out[:, 0] = scaled.gather(-1, wanted[:, None]).squeeze(-1) - normaliser
+            out[:, 1] = normaliser - softmax.mul_(scaled).sum(-1)
         return both
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         logits, targets = ctx.saved_tensors
-        found = torch.empty_like(logits)
+        found = logits if ctx.free else torch.empty_like(logits)
         scale = gradient[0] / ctx.temperature
         parts = zip(*(_slices(logits, rows) for rows in (logits, targets, scale, found)), strict=True)
         for scores, wanted, by, out in parts:
             softmax = F.softmax(scores.float() / ctx.temperature, dim=-1)
             softmax.scatter_add_(-1, wanted[:, None], softmax.new_full((len(wanted), 1), -1.0))
             out.copy_(softmax.mul_(-by[:, None]))
-        return found, None, None
+        return found, None, None, None
 
 
 def _slices(logits: Tensor, rows: Tensor) -> tuple[Tensor, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -103,6 +105,22 @@ def test_graphs_give_what_the_cpu_gives(model, top_p):
     for max_batch in (None, 5):
         found = sample(on_gpu, top_p=top_p, max_batch=max_batch)
         same(Rollout(*(part.cpu() for part in found)), expected)
+
+
+@pytest.mark.parametrize("how", ["as written", "compiled"])
+def test_what_a_compiled_network_reads_is_the_same(model, how, monkeypatch):
+    """Grouped queries, rows that end at different times, slots that grow."""
+    if how == "compiled" and shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler")
+    expected, calls = sample(model), []
+    step = slots.write_and_read if how == "as written" else slots.compiled_step()
+    monkeypatch.setattr(
+        slots, "compiled_step", lambda: lambda *args: calls.append(args[0].shape) or step(*args)
+    )
+    monkeypatch.setattr(model.backbone, "compiled", True)
+    same(sample(model), expected)
+    same(sample(model, max_batch=5), expected)
+    assert len({shape[0] for shape in calls}) > 3 and len({shape[2] for shape in calls}) > 1
 
 
 def test_prompts_of_like_length_are_read_together_and_padding_is_bounded(model):

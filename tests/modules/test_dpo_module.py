@@ -95,7 +95,7 @@ def test_a_resumed_run_refuses_another_start(config, policy, trainer, make, save
     run.fit(DPOModule(policy), make.loader([pairs(2)]))
     run.save_checkpoint(path)
     trainer(max_steps=2).fit(DPOModule(policy), make.loader([pairs(2)] * 2), ckpt_path=path)
-    L.seed_everything(7, verbose=False)
+    torch.manual_seed(7)
     other = save(PretrainModule(config), "policy.ckpt")
     with pytest.raises(ValueError, match=r"policy\.ckpt: its weights are not those this run started from"):
         trainer(max_steps=2).fit(DPOModule(other), make.loader([pairs(2)] * 2), ckpt_path=path)

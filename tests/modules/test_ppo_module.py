@@ -173,7 +173,7 @@ def test_resuming_from_another_starting_policy_is_refused(config, trainer, make,
     first.fit(build(), make.loader([make.prompts(8)]))
     path = str(tmp_path / "first.ckpt")
     first.save_checkpoint(path)
-    L.seed_everything(7, verbose=False)
+    torch.manual_seed(7)
     other = build(policy=save(PretrainModule(config), "other.ckpt"))
     with pytest.raises(ValueError, match=r"other\.ckpt: its weights are not those this run started from"):
         trainer(max_epochs=2).fit(other, make.loader([make.prompts(8)]), ckpt_path=path)
@@ -185,7 +185,7 @@ def test_resuming_with_another_reward_model_is_refused(config, trainer, make, bu
     first.fit(build(), make.loader([make.prompts(8)]))
     path = str(tmp_path / "first.ckpt")
     first.save_checkpoint(path)
-    L.seed_everything(7, verbose=False)
+    torch.manual_seed(7)
     other = build(**{option: save(RewardModule(config), "other.ckpt")}, value_init="policy")
     with pytest.raises(ValueError, match=rf"other\.ckpt: .* give the original file as {option}"):
         trainer(max_epochs=2).fit(other, make.loader([make.prompts(8)]), ckpt_path=path)

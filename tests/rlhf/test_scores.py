@@ -199,9 +199,9 @@ def test_an_arm_may_end_with_its_reward_models(tmp_path: Path, monkeypatch: pyte
     assert written["differences"][0]["helpfulness accuracy"]["mean"] == pytest.approx(-0.05)
 
 
-@pytest.mark.parametrize("name", ["study", "reward_study"])
+@pytest.mark.parametrize("name", ["versions", "reward_models"])
 def test_the_packaged_study_names_arms_over_a_packaged_loop(name: str) -> None:
-    path = Path(__file__).parents[2] / f"configs/rlhf/{name}.yaml"
+    path = Path(__file__).parents[2] / f"configs/study/{name}.yaml"
     config = yaml.safe_load(path.read_text())
     base = yaml.safe_load((path.parents[1] / config["loop"]).read_text())
     for arm, over in config["arms"].items():
