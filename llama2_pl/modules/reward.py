@@ -41,15 +41,15 @@ class RewardModule(LlamaModule):
 
     Llama 2 §3.2.2: one epoch; AdamW as in pretraining; peak rate 1e-5 (70B: 5e-6), cosine down to 10 %;
     warm-up of 3 % of the steps, at least 5; 512 pairs per batch.
-    Under accumulation the loss is the mean of the micro-batches' means: every micro-batch has as many pairs.
+    Under accumulation and on several ranks the loss is the mean of the micro-batches' means: each has as many pairs.
 
     Args:
         backbone: the architecture.
         init_from: the chat checkpoint whose backbone it starts from; None: random weights.
         margin: "none" (eq. 1), "small" or "large" (eq. 2, Table 27).
-        safety_loss_weight: of the safety auxiliary loss, the cross-entropy of sigmoid(score) with the label "safe" over
-            the rows that have one; 0 for helpfulness. Formula and weight are unpublished; our choice for the safety
-            model is 1.0.
+        safety_loss_weight: of the safety auxiliary loss, the cross-entropy of sigmoid(score) with the label "safe",
+            averaged over all answers, 0 for those without a label; weight 0 for helpfulness. Formula and weight are
+            unpublished; our choice for the safety model is 1.0.
         lr: peak learning rate.
         min_lr_ratio: last learning rate as a share of the peak.
         warmup_ratio: share of the run's optimizer steps that warm up.

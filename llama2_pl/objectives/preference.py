@@ -39,14 +39,15 @@ def ranking_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0)
 
 
 def safety_auxiliary_loss(scores: Tensor, is_safe: Tensor) -> Tensor:
-    """Binary cross-entropy of the score, read as a logit of "safe", over the rows whose label is known.
+    """Mean over all rows of the binary cross-entropy of the score, read as a logit of "safe"; 0 for an unknown label.
 
     Llama 2 §3.2.2 and Table 29 name the loss without its formula; this form is our choice, because the
     paper measures unsafe recall at score 0.5, i.e. logit 0. It also anchors the offset that a pairwise
-    loss leaves free, which the threshold 0.15 of §3.2.3 needs.
-    scores (R,), is_safe (R,) float: 1 safe, 0 unsafe, NaN unknown -> (); 0 when no label is known.
+    loss leaves free, which the threshold 0.15 of §3.2.3 needs. A row without a label counts in the divisor (our
+    choice): a label then weighs the same in whatever micro-batch and on whatever rank it stands, as a pair does.
+    scores (R,), is_safe (R,) float: 1 safe, 0 unsafe, NaN unknown -> ().
     """
     known = ~is_safe.isnan()
     labels = is_safe.float().nan_to_num()  # not scores[known]: the host would wait for the number of labels
     losses = F.binary_cross_entropy_with_logits(scores.float(), labels, reduction="none")
-    return losses.where(known, 0.0).sum() / known.sum().clamp(min=1)
+    return losses.where(known, 0.0).mean()

@@ -45,10 +45,11 @@ def test_ranking_loss_stays_finite_for_far_scores():
     assert ranking_loss(torch.tensor([-1e4]), torch.tensor([1e4])).item() == pytest.approx(2e4)
 
 
-def test_safety_loss_by_hand_skips_unknown_rows():
+def test_safety_loss_by_hand_counts_unknown_rows_as_zero():
     # sigmoid(ln 3) = 0.75: safe costs -ln 0.75 = 0.2876821, unsafe costs -ln 0.25 = 1.3862944.
     scores, labels = torch.tensor([LN3, LN3, 7.0]), torch.tensor([1.0, 0.0, NAN])
-    assert safety_auxiliary_loss(scores, labels).item() == pytest.approx((0.2876821 + 1.3862944) / 2)
+    assert safety_auxiliary_loss(scores[:2], labels[:2]).item() == pytest.approx((0.2876821 + 1.3862944) / 2)
+    assert safety_auxiliary_loss(scores, labels).item() == pytest.approx((0.2876821 + 1.3862944) / 3)
 
 
 def test_safety_loss_without_labels_is_zero_and_pushes_nothing():
@@ -62,4 +63,4 @@ def test_safety_loss_without_labels_is_zero_and_pushes_nothing():
 def test_safety_loss_of_an_unknown_row_has_no_gradient():
     scores = torch.tensor([0.0, 3.0], requires_grad=True)
     safety_auxiliary_loss(scores, torch.tensor([1.0, NAN])).backward()
-    assert scores.grad is not None and scores.grad.tolist() == [-0.5, 0.0]  # sigmoid(0) - 1
+    assert scores.grad is not None and scores.grad.tolist() == [-0.25, 0.0]  # (sigmoid(0) - 1) / 2
