@@ -6,7 +6,6 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -31,6 +30,7 @@ _SECRET = re.compile(
     r"credentials?|authorization|bearer)$",
     re.I,
 )
+_URL_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 
 
 def debugging() -> bool:
@@ -63,29 +63,28 @@ def restrict_imports() -> None:
     )
 
 
-def refuse_secrets(config: Any, place: str = "") -> None:
-    """Raise ValueError, without its value, where a config holds a password or key: it would be saved and logged."""
-    if isinstance(config, (list, tuple)):
-        for number, part in enumerate(config):
-            refuse_secrets(part, f"{place}[{number}]")
-        return
-    for key, value in vars(config).items() if isinstance(config, Namespace) else _pairs(config):
-        name = f"{place}.{key}" if place else str(key)
-        if isinstance(value, str) and value and (_SECRET.search(str(key)) or _in_environment(value)):
+def refuse_secrets(config: Any, place: str = "", key: str = "") -> None:
+    """Raise ValueError, without its value, where a config holds a password or key: it would be saved and logged.
+
+    One is known by its name, by being the value of a variable that is named so, or by its place in a URL.
+    """
+    if isinstance(config, str) and config:
+        if _SECRET.search(key) or _in_environment(config) or _URL_PASSWORD.search(config):
             raise ValueError(
-                f"{name} looks like a secret, and configs are saved in the run's folder; give it in the "
+                f"{place} looks like a secret, and configs are saved in the run's folder; give it in the "
                 "environment instead, as WANDB_API_KEY for W&B"
             )
-        refuse_secrets(value, name)
+    elif isinstance(config, (list, tuple)):
+        for number, part in enumerate(config):
+            refuse_secrets(part, f"{place}[{number}]", key)
+    elif isinstance(config, (dict, Namespace)):
+        for name, value in (vars(config) if isinstance(config, Namespace) else config).items():
+            refuse_secrets(value, f"{place}.{name}" if place else str(name), str(name))
 
 
 def _in_environment(text: str) -> bool:
     """Whether a text holds the value of a variable that is named like a secret, under whatever name it stands here."""
     return any(len(value) > 7 and value in text for name, value in os.environ.items() if _SECRET.search(name))
-
-
-def _pairs(value: Any) -> Iterable[tuple[Any, Any]]:
-    return value.items() if isinstance(value, dict) else ()
 
 
 class ShortErrors(ArgumentParser):

@@ -66,6 +66,8 @@ def test_no_file_and_no_line_of_a_run_holds_a_secret_of_its_environment(tmp_path
         {"trainer": {"logger": [{"class_path": "x"}, {"init_args": {"settings": {"api_key": SECRET}}}]}},
         {"data": {"init_args": {"hf_token": SECRET}}},
         {"model": {"Password": SECRET}},
+        {"data": {"auth_token": [SECRET]}},
+        {"model": {"init_from": f"https://me:{SECRET}@host/weights"}},
     ],
 )
 def test_a_config_that_holds_a_secret_is_refused_without_its_value(config: dict) -> None:
@@ -74,8 +76,20 @@ def test_a_config_that_holds_a_secret_is_refused_without_its_value(config: dict)
     assert SECRET not in str(refusal.value)
 
 
+@pytest.mark.parametrize("config", [{"notes": f"see {SECRET}"}, {"trainer": {"tags": ["a", SECRET]}}])
+def test_the_value_of_a_key_in_the_environment_is_refused_under_any_name(
+    config: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_secrets(config)
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    with pytest.raises(ValueError, match=r"(notes|trainer\.tags\[1\]) looks like a secret") as refusal:
+        refuse_secrets(config)
+    assert SECRET not in str(refusal.value)
+
+
 def test_ordinary_options_are_no_secrets() -> None:
     refuse_secrets({"tokenizer": "x", "max_new_tokens": 7, "tokens": "x", "api_key": None, "token": ""})
+    refuse_secrets({"data": {"train": ["https://host:8080/a@b.jsonl", "s3://bucket/x:y"]}, "seed": 3})
 
 
 def test_a_secret_on_the_command_line_is_in_no_file(

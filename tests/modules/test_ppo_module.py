@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 
+from llama2_pl.callbacks import LossGuard
 from llama2_pl.model.parallel import weights_fingerprint
 from llama2_pl.modules import PPOModule, PretrainModule, RewardModule
 from llama2_pl.modules.policy import Scored, seeded
@@ -308,3 +309,23 @@ def test_the_tokens_that_were_trained_on_are_counted(trainer, make, build):
     run_.callbacks.append(Watch())
     run_.fit(module, make.loader([make.prompts(4), make.prompts(4)]))
     assert run_.callback_metrics["ppo/tokens"] == 2 * sum(lengths)  # prompts and answers, twice each
+
+
+def test_the_guard_leaves_a_sound_run_alone_and_keeps_a_bad_score_from_the_weights(trainer, make, build):
+    """The loss lies around zero, so that a multiple of its median would be no spike."""
+
+    class Unsound(PPOModule):
+        def score(self, rollout, is_safety):
+            scored = super().score(rollout, is_safety)
+            return scored._replace(scores=scored.scores * math.nan)
+
+    def trained(kind: type[PPOModule], *callbacks: L.Callback) -> tuple[PPOModule, str]:
+        module = build(kind)
+        run(trainer, make, module, iterations=3, callbacks=list(callbacks))
+        return module, weights_fingerprint(module.policy)
+
+    guard = LossGuard(spike=1.01, warmup=1)
+    assert trained(PPOModule, guard)[1] == trained(PPOModule)[1] and guard.events == []
+    module, weights = trained(Unsound, guard := LossGuard())
+    assert weights == weights_fingerprint(module.reference)
+    assert len(guard.events) == 3 * 2 and {event.kind for event in guard.events} == {"loss"}

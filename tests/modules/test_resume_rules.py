@@ -113,6 +113,18 @@ def test_a_new_rate_and_length_are_announced_and_used(config, trainer, make, hal
     assert [group["lr"] for group in groups] == pytest.approx([expected] * 2)
 
 
+def test_another_precision_or_clipping_is_announced(config, trainer, make, half):
+    path, _, rest = half()
+    resumed = PretrainModule(config, lr=1e-2, warmup_steps=1)
+    with pytest.warns(UserWarning) as said:
+        trainer(max_steps=3, precision="bf16-mixed", gradient_clip_val=0.5).fit(
+            resumed, make.loader(rest), ckpt_path=path
+        )
+    text = "\n".join(str(w.message) for w in said)
+    assert "trainer.precision is 'bf16-mixed' from here on; the checkpoint was trained with '32-true'" in text
+    assert "trainer.gradient_clip_val is 0.5 from here on; the checkpoint was trained with None" in text
+
+
 def test_the_first_resumed_step_has_the_new_rate(config, trainer, make, half):
     """Adam's step is the rate times a number that the rate does not change: half the rate, half the way."""
     path, _, rest = half()
