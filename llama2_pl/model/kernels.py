@@ -61,10 +61,10 @@ class LigerRMSNorm(RMSNorm):
 
 
 class LigerFeedForward(FeedForward):
-    def forward(self, x: Tensor) -> Tensor:
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
         from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # type: ignore[import-not-found]
 
-        return self.w2(LigerSiLUMulFunction.apply(self.w1(x), self.w3(x)))
+        return LigerSiLUMulFunction.apply(gate, up)
 
 
 class LigerAttention(Attention):
@@ -72,6 +72,12 @@ class LigerAttention(Attention):
         from liger_kernel.ops.rope import LigerRopeFunction  # type: ignore[import-not-found]
 
         return LigerRopeFunction.apply(queries, keys, rotation.cos.squeeze(1), rotation.sin.squeeze(1))
+
+
+def join_projections(blocks: list[Block]) -> None:
+    """Query, key and value in one matrix product, and so gate and up; parameters and checkpoints stay apart."""
+    for block in blocks:
+        block.attention.joined = block.feed_forward.joined = True
 
 
 def use_flash_attention(model: nn.Module) -> None:

@@ -6,6 +6,7 @@ Shapes: B batch, T time, D model, H query heads, G kv heads, K head dim, F hidde
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,9 +46,14 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        if suits_onednn(input, self.weight):
-            return OneDnnLinear.apply(input, self.weight)  # type: ignore[return-value]
-        return super().forward(input)
+        return product(input, self.weight)
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T, (..., inputs) -> (..., outputs)."""
+    if suits_onednn(x, weight):
+        return OneDnnLinear.apply(x, weight)  # type: ignore[return-value]
+    return F.linear(x, weight)
 
 
 class Embedding(nn.Embedding):
@@ -84,6 +90,14 @@ def matrix_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on else x.dtype
+
+
+def products(x: Tensor, matrices: Sequence[Linear], joined: bool) -> Sequence[Tensor]:
+    """x times each matrix; `joined`: in one product with all of them, which are put together when it is made."""
+    if not joined:
+        return [matrix(x) for matrix in matrices]
+    weights = [matrix.weight.to(matrix_dtype(x)) for matrix in matrices]
+    return product(x, torch.cat(weights)).split([len(weight) for weight in weights], -1)
 
 
 class RoPE(nn.Module):
@@ -141,11 +155,13 @@ class Attention(nn.Module):
         self.wk = Linear(config.dim, keys)
         self.wv = Linear(config.dim, keys)
         self.wo = Linear(queries, config.dim, residual_std(config))
+        # Set by `parallelize`.
+        self.joined = False
 
     def forward(self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None) -> Tensor:
         """(B, T, D) -> (B, T, D); mask (B, 1, T, S) True where attended, None: plain causal."""
-        queries, keys = self.rotate(self._heads(self.wq(x)), self._heads(self.wk(x)), rotation)
-        values = self._heads(self.wv(x))
+        queries, keys, values = map(self._heads, products(x, (self.wq, self.wk, self.wv), self.joined))
+        queries, keys = self.rotate(queries, keys, rotation)
         if cache is not None:
             keys, values = cache.write(keys, values)
             keys, values = keys.to(queries.dtype), values.to(queries.dtype)
@@ -168,9 +184,15 @@ class FeedForward(nn.Module):
         self.w1 = Linear(config.dim, config.ffn_hidden)
         self.w2 = Linear(config.ffn_hidden, config.dim, residual_std(config))
         self.w3 = Linear(config.dim, config.ffn_hidden)
+        # Set by `parallelize`.
+        self.joined = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, up = products(x, (self.w1, self.w3), self.joined)
+        return self.w2(self.gated(gate, up))
+
+    def gated(self, gate: Tensor, up: Tensor) -> Tensor:
+        return F.silu(gate) * up
 
 
 class Block(nn.Module):

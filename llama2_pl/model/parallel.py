@@ -40,6 +40,7 @@ class ParallelPlan:
         compile: compile each block, the last norm, and on a CPU what a new token reads when sampling; without a C++
             compiler all run as they are, with a warning.
         liger, flash_attention, float8: switches of llama2_pl.model.kernels, for CUDA.
+        joined_projections: query, key and value in one matrix product, gate and up in another.
         bf16_parameters: with FSDP2, gather parameters in bf16 and reduce gradients in fp32.
         data_parallel_size: ranks that FSDP2 shards over; 1: no sharding. For whoever makes the mesh, as the next:
             `parallelize` follows the mesh.
@@ -54,6 +55,7 @@ class ParallelPlan:
     liger: bool = False
     flash_attention: bool = False
     float8: bool = False
+    joined_projections: bool = False
 
 
 def parallelize(model: Network, plan: ParallelPlan, mesh: DeviceMesh | None = None) -> Network:
@@ -133,15 +135,22 @@ def _use_kernels(model: LanguageModel | ScalarModel, plan: ParallelPlan, mesh: D
             kernels.require(switch)
     if plan.liger and plan.compile:
         raise ValueError("liger and compile are on: torch.compile fuses the same parts; turn one of them off")
-    if (plan.liger or plan.float8) and mesh is not None and mesh["tensor_parallel"].size() > 1:
+    alone = [name for name in ("liger", "float8", "joined_projections") if getattr(plan, name)]
+    if alone and mesh is not None and mesh["tensor_parallel"].size() > 1:
         raise ValueError(
-            f"{'liger' if plan.liger else 'float8'} is on and tensor_parallel_size is above 1: "
-            "neither liger nor float8 was joined with it; turn it off, or set tensor_parallel_size to 1"
+            f"{alone[0]} is on and tensor_parallel_size is above 1, and the two do not go together; turn it off, or "
+            "set tensor_parallel_size to 1"
+        )
+    if plan.float8 and plan.joined_projections:
+        raise ValueError(
+            "float8 and joined_projections are on: float8 has a scale per matrix; turn one of them off"
         )
     if plan.liger:
         kernels.use_liger(model)
     if plan.flash_attention:
         kernels.use_flash_attention(model)
+    if plan.joined_projections:
+        kernels.join_projections(_blocks(model))
     if plan.float8:
         kernels.use_float8(_blocks(model))
 

@@ -167,3 +167,40 @@ def test_a_plan_turns_on_what_it_names(monkeypatch) -> None:
     assert model.backbone.flash_attention and isinstance(model.backbone.norm, kernels.LigerRMSNorm)
     left = parallelize(LanguageModel(CONFIG), ParallelPlan())
     assert not left.backbone.flash_attention and not isinstance(left.backbone.norm, kernels.LigerRMSNorm)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_joined_projections_give_our_logits_and_gradients_under_the_same_names(precision: str) -> None:
+    plain, joined, tokens = pair()
+    names = list(joined.state_dict())
+    parallelize(joined, ParallelPlan(joined_projections=True))
+    assert list(joined.state_dict()) == names
+    count = products_of(joined, tokens), products_of(plain, tokens)
+    assert count == (4 * CONFIG.n_layers + 1, 7 * CONFIG.n_layers + 1)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        (expected, gradients), (found, others) = (trained(m, tokens) for m in (plain, joined))
+    assert len(gradients) == len(others) == len(names)
+    far = {"fp32": 1e-5, "bf16": 2e-2}[precision]
+    assert off_by(found, expected) < far
+    assert max(off_by(theirs, ours) for ours, theirs in zip(gradients, others, strict=True)) < far
+
+
+def products_of(model: LanguageModel, tokens: torch.Tensor) -> int:
+    """Matrix products of a forward pass, attention's left out."""
+    calls = []
+
+    class Counted(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is F.linear:
+                calls.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Counted(), torch.autocast(DEVICE, dtype=torch.bfloat16):
+        model(tokens)
+    return len(calls)
+
+
+def test_joined_projections_and_float8_are_refused_together(monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "require", lambda switch: None)
+    with pytest.raises(ValueError, match="float8 and joined_projections are on"):
+        parallelize(LanguageModel(CONFIG), ParallelPlan(float8=True, joined_projections=True))
