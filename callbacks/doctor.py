@@ -22,6 +22,7 @@ from llama2_pl.data.readers.prompts import PromptRow
 from llama2_pl.evaluation.answers import decode_responses
 from llama2_pl.evaluation.doctor import Finding, Limits, diagnose
 from llama2_pl.files import append_line
+from llama2_pl.model.parallel import data_group
 from llama2_pl.text.tokenizer import Tokenizer
 
 WORST = ("ratio_error", "ratio_max_error", "value_loss")  # over the ranks; other numbers are averaged
@@ -67,6 +68,7 @@ class PPODoctor(L.Callback):
         """Of the last iteration."""
         self._tokenizer: Tokenizer | None = None
         self._answers: Tensor | None = None
+        self._ranks: dist.ProcessGroup | None = None
 
     # Hooks ------------------------------------------------------------------------------------------------------
 
@@ -82,12 +84,13 @@ class PPODoctor(L.Callback):
                 "`rows`, like PromptDataModule"
             )
         self._tokenizer = Tokenizer(cast(Any, pl_module.hparams)["tokenizer"])
+        self._ranks = data_group(pl_module.device_mesh)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         iteration = cast(Any, pl_module).last_iteration
-        numbers = over_ranks(self._measure(trainer, pl_module, iteration, batch))
+        numbers = over_ranks(self._measure(trainer, pl_module, iteration, batch), self._ranks)
         if "reward_mean" in numbers:
             mean = numbers["reward_mean"]
             spread = math.sqrt(max(0.0, numbers["reward_square"] - mean**2))
@@ -150,7 +153,8 @@ class PPODoctor(L.Callback):
         reward = iteration.scored.scores
         judged = torch.tensor(scores, dtype=torch.float32, device=reward.device)
         if name not in self.judge_start:  # of all ranks, because a checkpoint keeps rank 0's
-            self.judge_start[name] = measure.judge_start(of_all_ranks(reward), of_all_ranks(judged))
+            of_all = (of_all_ranks(scores, self._ranks) for scores in (reward, judged))
+            self.judge_start[name] = measure.judge_start(*of_all)
         return measure.judge_numbers(name, reward, judged, self.judge_start[name])
 
     def _compare_with_start(self, numbers: measure.Numbers) -> None:
@@ -195,23 +199,23 @@ class PPODoctor(L.Callback):
                 logger.log_table("doctor/findings", columns=columns, data=rows)
 
 
-def gathered(value: Any) -> list[Any]:
-    """Every rank's value, in order of the ranks."""
+def gathered(value: Any, ranks: dist.ProcessGroup | None) -> list[Any]:
+    """The value of each of these ranks, in their order; of all where None."""
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
-    parts = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, value)
+    parts = [None] * dist.get_world_size(ranks)
+    dist.all_gather_object(parts, value, ranks)
     return parts
 
 
-def of_all_ranks(scores: Tensor) -> Tensor:
+def of_all_ranks(scores: Tensor, ranks: dist.ProcessGroup | None) -> Tensor:
     """(B,) of each rank -> (B of all ranks,), on the CPU."""
-    return torch.cat(gathered(scores.detach().cpu()))
+    return torch.cat(gathered(scores.detach().cpu(), ranks))
 
 
-def over_ranks(numbers: measure.Numbers) -> measure.Numbers:
+def over_ranks(numbers: measure.Numbers, ranks: dist.ProcessGroup | None) -> measure.Numbers:
     """The mean over all ranks, or the worst; a number that one rank does not know is the others'."""
-    parts = gathered(numbers)
+    parts = gathered(numbers, ranks)
     if len(parts) == 1:
         return numbers
     merged = {}

@@ -46,7 +46,8 @@ class PreferenceBatch(NamedTuple):
     lengths: Tensor
     """(2N,) int64; real tokens of each row."""
     rating: Tensor
-    """(N,) int64; 0 significantly better, 1 better, 2 slightly better, 3 negligibly better or unsure."""
+    """(N,) int64; 0 significantly better, 1 better, 2 slightly better, 3 negligibly better or unsure; -1
+    unrated, in validation (in training the data module's ``default_rating`` stands in)."""
     is_safe: Tensor
     """(2N,) float32; 1 safe, 0 unsafe, nan unknown."""
     source: Tensor

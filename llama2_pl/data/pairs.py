@@ -56,7 +56,8 @@ class PairBatches:
     file: PairFile
     pairs: np.ndarray
     stream: RowStream
-    default_rating: int
+    unrated: int
+    """Rating of pairs that have none."""
     rank: int = 0
     world: int = 1
 
@@ -72,7 +73,7 @@ class PairBatches:
         return PreferenceBatch(
             tokens,
             lengths,
-            torch.from_numpy(np.where(rating == UNRATED, self.default_rating, rating)),
+            torch.from_numpy(np.where(rating == UNRATED, self.unrated, rating)),
             torch.from_numpy(self.file.is_safe[pairs].T.reshape(-1).astype(np.float32)),
             torch.from_numpy(self.file.source[pairs].astype(np.int64)),
         )

@@ -157,30 +157,31 @@ class PreferenceDataModule(NumberedDataModule):
 
     def train_batches(self) -> PairBatches:
         total = self.epochs * len(self._pairs)
-        return self._batches("train", self._pairs, total, shuffle=True)
+        return self._batches("train", self._pairs, total, self.default_rating, shuffle=True)
 
     def val_dataloader(self) -> BatchLoader | list:
-        """Every held-out pair once, of all files and whatever ``kind`` is: ``source`` tells them apart.
+        """Every held-out pair once, of all files and whatever ``kind`` is: ``source`` tells them apart. Those without a
+        rating keep -1, to be counted under none.
 
         On several ranks up to one pair less than there are ranks is left out, so that all have equally many batches.
         """
         pairs = len(self._parts["val"].pool)
         if not pairs // self.ranks()[1]:
             return []
-        return self.eval_loader(self._batches("val", np.arange(pairs), pairs, shuffle=False))
+        return self.eval_loader(self._batches("val", np.arange(pairs), pairs, UNRATED, shuffle=False))
 
     def test_dataloader(self) -> BatchLoader | list:
         """The validation batches: there is no third part."""
         return self.val_dataloader()
 
-    def _batches(self, part: str, pairs: np.ndarray, total: int, shuffle: bool) -> PairBatches:
+    def _batches(self, part: str, pairs: np.ndarray, total: int, unrated: int, shuffle: bool) -> PairBatches:
         rank, world = self.ranks()
         if total < world:
             raise ValueError(
                 f"data has {total} pairs for {world} data-parallel ranks: use fewer devices or more pairs"
             )
         stream = RowStream(len(pairs), self.batch_size, total - total % world, self.seed, shuffle)
-        return PairBatches(self._parts[part], pairs, stream, self.default_rating, rank, world)
+        return PairBatches(self._parts[part], pairs, stream, unrated, rank, world)
 
     def _folder(self, tokenizer: Tokenizer) -> Path:
         train = [describe_files(f, f"data.{p}") if f else [] for f, p in zip(self.files, POOLS, strict=True)]

@@ -9,7 +9,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from llama2_pl.data.default.oracle import NOISE, judge, rating_of
+from llama2_pl.data.default.oracle import judge, rating_of
 from llama2_pl.data.default.tasks import Task
 
 Weights = Literal["identity", "linear", "quadratic"]
@@ -58,7 +58,7 @@ class AnnotatorAgreement(TypedDict):
 
 
 def annotator_agreement(
-    rated: Sequence[tuple[Task, str, str]], *, noise: float = NOISE, seed: int = 0
+    rated: Sequence[tuple[Task, str, str]], *, noise: float, seed: int = 0
 ) -> AnnotatorAgreement | None:
     """Tasks with two different answers each, rated by two annotators of independent noise; None for no pairs.
 

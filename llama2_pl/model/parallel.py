@@ -114,6 +114,14 @@ def largest_over_ranks(number: int, device: torch.device) -> int:
     return int(largest)
 
 
+def data_group(mesh: DeviceMesh | None) -> dist.ProcessGroup | None:
+    """The ranks that have other rows than this one, and this one; None, which is all of them, without a mesh.
+
+    Ranks of a tensor-parallel group hold the same rows: gathered from all, each would count several times.
+    """
+    return None if mesh is None else mesh["data_parallel"].get_group()
+
+
 def weights_fingerprint(network: nn.Module) -> str:
     """Hash of every tensor's name, shape and first 256 values: other weights, other text, at little cost."""
     digest = hashlib.sha256()

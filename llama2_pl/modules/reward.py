@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 
 from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.batches import PreferenceBatch
-from llama2_pl.evaluation.reward import ScoredPairs, expected_calibration_error
+from llama2_pl.evaluation.reward import UNRATED, ScoredPairs, expected_calibration_error
 from llama2_pl.evaluation.reward_metrics import (
     AccuracyByRating,
     AccuracyBySafety,
@@ -23,6 +23,7 @@ from llama2_pl.evaluation.reward_metrics import (
 )
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import ScalarModel
+from llama2_pl.model.parallel import data_group
 from llama2_pl.modules.base import LlamaModule, check_same_config, plain_arguments, with_scalar_head
 from llama2_pl.objectives.preference import Margin, margin_of_rating, ranking_loss, safety_auxiliary_loss
 
@@ -127,14 +128,17 @@ class RewardModule(LlamaModule):
         """Loss and the figures of Tables 7, 8 and 29 over every pair on all ranks."""
         if not self.val_metrics["pairs"].update_called:
             return
-        self.val_metrics["by_source"].names = getattr(
-            getattr(self.trainer, "datamodule", None), "sources", ()
-        )
+        data = getattr(self.trainer, "datamodule", None)
+        self.val_metrics["by_source"].names = getattr(data, "sources", ())
+        for metric in self.val_metrics.values():
+            metric.process_group = data_group(self.device_mesh)
         figures = {str(name): metric.compute() for name, metric in self.val_metrics.items()}
         self.val_metrics.reset()
         pairs: ScoredPairs = figures["pairs"]
         scores = torch.cat([pairs.chosen, pairs.rejected])
-        loss = self.loss(scores, pairs.rating, torch.cat([pairs.chosen_safe, pairs.rejected_safe]))
+        default = getattr(data, "default_rating", UNRATED)  # so that the loss is that of training
+        rating = pairs.rating.where(pairs.rating != UNRATED, default)
+        loss = self.loss(scores, rating, torch.cat([pairs.chosen_safe, pairs.rejected_safe]))
         self.log("val/loss", loss, prog_bar=True, sync_dist=True)
         self.log_dict(logged_figures(figures), sync_dist=True)
         for logger in self.loggers:

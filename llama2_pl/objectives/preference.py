@@ -22,7 +22,7 @@ MARGINS: dict[str, tuple[float, float, float, float]] = {
 def margin_of_rating(rating: Tensor, kind: Margin) -> Tensor:
     """m(r): how far apart the two scores should be, by how clear the preference was.
 
-    Llama 2 §3.2.2, Table 27. rating (N,) int 0..3 -> (N,) fp32.
+    Llama 2 §3.2.2, Table 27. rating (N,) int 0..3, or -1, unrated, which has no margin -> (N,) fp32.
     """
     if kind not in MARGINS:
         raise ValueError(f"margin: {kind!r} is not a kind of margin; choose one of {', '.join(MARGINS)}")

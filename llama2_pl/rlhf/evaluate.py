@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama2_pl.data.default.oracle import NOISE
 from llama2_pl.data.readers.common import (
     Raw,
     Reading,
@@ -80,6 +81,7 @@ def evaluate(
     seed: int = 0,
     about: str | None = None,
     safety_threshold: float = SAFETY_THRESHOLD,
+    noise: float = NOISE,
     hardware: Hardware = HARDWARE,
 ) -> None:
     """Compare the models of a run and measure its reward models.
@@ -106,6 +108,7 @@ def evaluate(
         seed: of all sampling.
         about: a sentence for the report's head.
         safety_threshold: below this safety score an answer counts as unsafe.
+        noise: of the simulated annotators whose agreement is measured; give what `collect` rated the run's pairs with.
         hardware: device and precision.
     """
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
@@ -115,7 +118,7 @@ def evaluate(
     results = {"about": about} | compare_models(networks, asked, judges, speak, answers_per_prompt)
     if sampler in networks:
         few = asked[:best_of_n_prompts]
-        results["best_of_n"] = best_of_n(networks[sampler], few, judges, speak, temperatures, samples)
+        results["best_of_n"] = best_of_n(networks[sampler], few, judges, speak, temperatures, samples, noise)
     results |= ghost_attention(gatt_models, gatt_cases, gatt_turns, words, max_new_tokens, hardware=hardware)
     _finish(results | reward_models(judges, helpful_pairs, safety_pairs), Path(out))
 
@@ -167,6 +170,7 @@ def best_of_n(
     speak: Speaker,
     temperatures: Sequence[float],
     samples: int,
+    noise: float,
 ) -> dict[str, Any]:
     """Reward against N (Llama 2 figs. 7 and 8) and diversity (fig. 21) by temperature; the winners' gold score."""
     rewards, gold, spoken = {}, {}, {}
@@ -185,7 +189,7 @@ def best_of_n(
         results["score_by_quality"] = score_by_quality(rewards[middle].flatten(), gold[middle].flatten())
         pairs = zip(rows, spoken[middle][::samples], spoken[middle][samples > 1 :: samples], strict=True)
         results["annotators"] = annotator_agreement(
-            [(r.task, a, b) for r, a, b in pairs if r.task and a != b]
+            [(r.task, a, b) for r, a, b in pairs if r.task and a != b], noise=noise
         )
     return results
 

@@ -96,6 +96,16 @@ def test_labels_stay_with_their_pair(make_data: MakeData) -> None:
     }
 
 
+def test_held_out_pairs_without_a_rating_get_none(make_data: MakeData) -> None:
+    data = make_data(kind="all", val_fraction=0.5, default_rating=3)
+    ratings = {"meta-helpful": {0}, "meta-safety": {-1}, "open": {-1}}
+    seen = {name: set() for name in ratings}
+    for batch in data.val_dataloader():
+        for rating, source in zip(batch.rating.tolist(), batch.source.tolist(), strict=True):
+            seen[data.sources[source]].add(rating)
+    assert seen == ratings
+
+
 @pytest.mark.parametrize(
     ("kind", "pools"),
     [

@@ -82,4 +82,4 @@ def test_annotators_without_noise_agree_and_with_nothing_but_noise_they_do_not()
     # p_e = (64 - 672 / 49) / 56 / 2 = 0.449 and AC2 = 0.051 / 0.551 = 0.093, here with a standard error of 0.03.
     wild = annotator_agreement(pairs, noise=5000.0)
     assert wild is not None and wild["two_annotators"] == pytest.approx(0.093, abs=0.09)
-    assert annotator_agreement([]) is None
+    assert annotator_agreement([], noise=0.25) is None

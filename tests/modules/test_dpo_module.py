@@ -78,6 +78,23 @@ def test_it_starts_at_margin_zero_and_the_margin_rises(policy, trainer, make):
         assert torch.equal(value, start[name]), name
 
 
+def test_in_bfloat16_it_learns_and_the_reference_stays(policy, trainer, make):
+    module, losses = DPOModule(policy, beta=1.0, lr=1e-2), []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            losses.append(trainer.callback_metrics["train/loss"].item())
+
+    run = trainer(max_steps=10, precision="bf16-mixed", callbacks=[Watch()])
+    run.fit(module, make.loader([pairs(8, seed=n) for n in range(10)]))
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-2)
+    assert all(map(math.isfinite, losses)) and losses[-1] < 0.5
+    start = torch.load(policy)["state_dict"]
+    for name, value in module._reference[0].state_dict().items():
+        assert torch.equal(value, start[f"model.{name}"]), name
+    assert all(not torch.equal(p, start[f"model.{name}"]) for name, p in module.policy.named_parameters())
+
+
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 def test_beta_scales_the_margin(policy, trainer, make, beta):
     module = DPOModule(policy, beta=beta, lr=0.0)

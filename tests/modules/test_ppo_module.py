@@ -78,6 +78,13 @@ def test_at_the_start_the_ratio_is_1_and_the_kl_0(trainer, make, build):
     assert seen["ppo/sampler_gap"] < 1e-4
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_at_the_start_the_ratio_is_1_in_bfloat16(trainer, make, build, precision):
+    (seen,) = run(trainer, make, build(), precision=precision)
+    assert seen["ppo/first_ratio"] == pytest.approx(1.0, abs=1e-3)
+    assert seen["ppo/first_ratio_max"] == pytest.approx(1.0, abs=1e-3)
+
+
 def test_the_ratio_is_1_again_at_each_iteration_but_not_at_each_minibatch(trainer, make, build):
     ratios = []
 

@@ -162,6 +162,28 @@ def test_validation_loss_is_over_all_pairs(config, trainer, make):
     assert logged["val/loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_unrated_pairs_count_in_the_accuracy_and_in_that_of_no_rating(config, trainer, make):
+    module, batch = fresh(config), make.pairs(4)._replace(rating=torch.tensor([-1, 2, -1, 0]))
+
+    class Data(L.LightningDataModule):
+        default_rating = 1
+
+        def val_dataloader(self):
+            return make.loader([batch])
+
+    (logged,) = trainer().validate(module, datamodule=Data(), verbose=False)
+    with torch.no_grad():
+        gaps = torch.sub(*module(batch.tokens, batch.lengths).chunk(2))
+    assert logged["val/pairs"] == 4 and logged["val/accuracy"] == (gaps > 0).float().mean()
+    counts = {name: value for name, value in logged.items() if name.startswith("val/pairs/")}
+    assert counts == {"val/pairs/significantly_better": 1, "val/pairs/slightly_better": 1}
+    assert logged["val/accuracy/slightly_better"] == float(gaps[1] > 0)
+    # margins 1, 2/3, 1/3, 0; the loss is that of training, where the default rating stands in
+    differences = (gaps - torch.tensor([2 / 3, 1 / 3, 2 / 3, 1.0])).tolist()
+    expected = sum(math.log(1 + math.exp(-d)) for d in differences) / 4
+    assert logged["val/loss"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_it_starts_from_the_backbone_of_a_chat_checkpoint(config, trainer, make, save):
     chat = PretrainModule(config)
     path = save(chat, "chat.ckpt")

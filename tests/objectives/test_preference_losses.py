@@ -10,10 +10,10 @@ LN3 = 1.0986123
 
 
 def test_margins_are_those_of_table_27():
-    ratings = torch.tensor([0, 1, 2, 3])  # significantly, better, slightly, negligibly better
-    assert margin_of_rating(ratings, "none").tolist() == [0, 0, 0, 0]
-    assert margin_of_rating(ratings, "small").tolist() == pytest.approx([1, 2 / 3, 1 / 3, 0])
-    assert margin_of_rating(ratings, "large").tolist() == [3, 2, 1, 0]
+    ratings = torch.tensor([0, 1, 2, 3, -1])  # significantly, better, slightly, negligibly better; unrated
+    assert margin_of_rating(ratings, "none").tolist() == [0, 0, 0, 0, 0]
+    assert margin_of_rating(ratings, "small").tolist() == pytest.approx([1, 2 / 3, 1 / 3, 0, 0])
+    assert margin_of_rating(ratings, "large").tolist() == [3, 2, 1, 0, 0]
 
 
 def test_an_unknown_margin_is_refused_with_the_choices():
