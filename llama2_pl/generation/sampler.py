@@ -74,15 +74,17 @@ def generate(
 def _uniforms(
     generator: torch.Generator | Sequence[torch.Generator] | None, prompts: int, samples: int, steps: int
 ) -> Tensor:
-    """(prompts * samples, steps) in [0, 1)."""
+    """(prompts * samples, steps) in [0, 1); float32 also where the precision "bf16-true" makes bf16 the default."""
     if generator is None or isinstance(generator, torch.Generator):
         device = generator.device if generator is not None else torch.device("cpu")
-        return torch.rand(prompts * samples, steps, generator=generator, device=device)
+        return torch.rand(prompts * samples, steps, generator=generator, device=device, dtype=torch.float32)
     if len(generator) != prompts:
         raise ValueError(
             f"{len(generator)} generators for {prompts} prompts; give one for all or one for each"
         )
-    return torch.cat([torch.rand(samples, steps, generator=g, device=g.device) for g in generator])
+    return torch.cat(
+        [torch.rand(samples, steps, generator=g, device=g.device, dtype=torch.float32) for g in generator]
+    )
 
 
 def responses(rollout: Rollout) -> list[list[int]]:
@@ -160,7 +162,7 @@ def _assemble(
     response_mask = (columns >= starts[:, None]) & (columns < lengths[:, None])
     counted = torch.arange(limit, device=device) < sampled.counts[:, None]
     tokens[response_mask] = sampled.ids[counted]  # both run row by row, in order of time
-    logprobs = torch.zeros(tokens.shape, device=device)
+    logprobs = torch.zeros(tokens.shape, device=device, dtype=torch.float32)
     logprobs[response_mask] = sampled.logprobs[counted]
     last = sampled.ids.gather(1, sampled.counts[:, None] - 1).squeeze(1)
     return Rollout(tokens, response_mask, logprobs, last == eos_id, lengths)

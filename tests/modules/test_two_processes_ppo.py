@@ -1,4 +1,4 @@
-"""PPO on two processes over gloo: the iteration is that of one process with the whole batch."""
+"""PPO on two processes over gloo, each with half of the batch or of the weights: the iteration is that of one process."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-# One script for both trainings: starting two processes takes longer than all of them.
+# One script for all trainings: starting two processes takes longer than all of them.
 SCRIPT = '''
 import json
 import os
 import sys
 import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from llama2_pl.callbacks import PPODoctor
-from llama2_pl.data.batches import PromptBatch
+from llama2_pl.data.batches import PreferenceBatch, PromptBatch
 from llama2_pl.generation.sampler import Rollout
 from llama2_pl.modules import PPOModule, PretrainModule, RewardModule
 
@@ -71,11 +71,16 @@ class Data(L.LightningDataModule):
     rows = range(8)
 
     def train_dataloader(self):
-        rows = ROWS[self.trainer.global_rank if self.trainer.world_size > 1 else None]
+        module = self.trainer.lightning_module
+        rows = ROWS[module.data_rank() if module.data_ranks() > 1 else None]
         index = torch.tensor(rows)
         batches = [PromptBatch([PROMPTS[i] for i in rows], index % 3 == 0, index)]
         batches.append(PromptBatch(PROMPTS[:4], torch.arange(4) % 3 == 0, torch.arange(4)))
         return torch.utils.data.DataLoader(batches, batch_size=None, collate_fn=lambda b: b)
+
+
+def whole(value):
+    return value.full_tensor() if hasattr(value, "full_tensor") else value.clone()
 
 
 class Save(L.Callback):
@@ -87,7 +92,7 @@ class Save(L.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
         (doctor,) = (callback for callback in trainer.callbacks if isinstance(callback, PPODoctor))
         kept = {
-            "weights": {name: value.clone() for name, value in module.state_dict().items()},
+            "weights": {name: whole(value) for name, value in module.state_dict().items()},
             "metrics": {name: value.item() for name, value in trainer.callback_metrics.items()},
             "tokens": module.last_iteration.rollout.tokens,
             "judge_start": doctor.state_dict()["judge_start"]["gold"],
@@ -111,6 +116,24 @@ def train(kind, strategy, devices):
     trainer.fit(module, datamodule=Data())
 
 
+def validate(kind, strategy, devices):
+    """The figures of a reward model on four pairs, two of which have one rating."""
+    L.seed_everything(0, verbose=False)  # the head is new
+    generator = torch.Generator().manual_seed(0)
+    tokens, labels = torch.randint(3, 290, (8, 6), generator=generator), torch.tensor([1.0, 0.0] * 4)
+    pairs = PreferenceBatch(tokens, torch.full((8,), 6), torch.tensor([0, 0, 1, 3]), labels, torch.zeros(4).long())
+    data = torch.utils.data.DataLoader([pairs], batch_size=None, collate_fn=lambda b: b)
+    module = RewardModule(backbone, init_from=f"{folder}/policy.ckpt")
+    trainer = L.Trainer(
+        accelerator="cpu", devices=devices, strategy=strategy, use_distributed_sampler=False, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )
+    trainer.validate(module, data, verbose=False)
+    if trainer.is_global_zero:
+        figures = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        torch.save(figures, f"{folder}/{kind}_figures.pt")
+
+
 if __name__ == "__main__":
     if "LOCAL_RANK" not in os.environ:  # Lightning runs this file again as rank 1, with LOCAL_RANK
         L.seed_everything(0, verbose=False)
@@ -120,7 +143,11 @@ if __name__ == "__main__":
             content = {"state_dict": start.state_dict(), "hyper_parameters": dict(start.hparams)}
             torch.save(content, f"{folder}/{name}.ckpt")
         train("one", "auto", 1)
+        validate("one", "auto", 1)
     train("two", DDPStrategy(process_group_backend="gloo"), 2)
+    tensor_parallel = dict(data_parallel_size=1, tensor_parallel_size=2, process_group_backend="gloo")
+    train("tensor", ModelParallelStrategy(**tensor_parallel), 2)
+    validate("tensor", ModelParallelStrategy(**tensor_parallel), 2)
 '''
 
 
@@ -136,9 +163,10 @@ def folder(tmp_path_factory, tokenizer_path) -> Path:
     return folder
 
 
-def test_an_iteration_of_two_processes_is_that_of_one(folder):
+@pytest.mark.parametrize("kind", ["two", "tensor"])
+def test_an_iteration_of_two_processes_is_that_of_one(kind, folder):
     expected, found, start = (
-        torch.load(folder / name) for name in ("one_0_0.pt", "two_0_0.pt", "policy.ckpt")
+        torch.load(folder / name) for name in ("one_0_0.pt", f"{kind}_0_0.pt", "policy.ckpt")
     )
     moved = [
         (expected["weights"][f"policy{name.removeprefix('model')}"] - value).abs().max()
@@ -155,10 +183,11 @@ def test_an_iteration_of_two_processes_is_that_of_one(folder):
         )
 
 
-def test_the_doctor_sees_the_batch_of_all_ranks(folder):
+@pytest.mark.parametrize("kind", ["two", "tensor"])
+def test_the_doctor_sees_the_batch_of_all_ranks(kind, folder):
     one, two = (
-        json.loads((folder / kind / "doctor.jsonl").read_text().splitlines()[0])["numbers"]
-        for kind in ("one", "two")
+        json.loads((folder / name / "doctor.jsonl").read_text().splitlines()[0])["numbers"]
+        for name in ("one", kind)
     )
     for name in (
         "eos_rate",
@@ -172,10 +201,10 @@ def test_the_doctor_sees_the_batch_of_all_ranks(folder):
         assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), name
 
 
-def test_the_start_that_a_judge_is_compared_with_is_that_of_all_ranks(folder):
-    one, *two = (
-        torch.load(folder / name)["judge_start"] for name in ("one_0_0.pt", "two_0_0.pt", "two_1_0.pt")
-    )
+@pytest.mark.parametrize("kind", ["two", "tensor"])
+def test_the_start_that_a_judge_is_compared_with_is_that_of_all_rows_once(kind, folder):
+    names = ("one_0_0.pt", f"{kind}_0_0.pt", f"{kind}_1_0.pt")
+    one, *two = (torch.load(folder / name)["judge_start"] for name in names)
     assert one["count"] == 8 and one["judge_sd"] > 0
     for start in two:  # a checkpoint of several ranks keeps rank 0's, which every rank then goes on from
         assert start == pytest.approx(one, rel=1e-4, abs=1e-5)
@@ -189,3 +218,9 @@ def test_ranks_draw_their_own_answers_and_keep_one_set_of_weights(folder):
     )  # the same prompts
     for name, value in ranks[0]["weights"].items():
         assert torch.equal(ranks[1]["weights"][name], value), name
+
+
+def test_tensor_parallel_ranks_count_each_pair_once(folder):
+    expected, found = (torch.load(folder / f"{kind}_figures.pt") for kind in ("one", "tensor"))
+    assert expected["val/pairs"] == 4 and expected["val/pairs/significantly_better"] == 2
+    assert found == pytest.approx(expected, rel=1e-4)
