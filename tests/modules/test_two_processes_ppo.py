@@ -1,4 +1,4 @@
-"""PPO on two processes over gloo, each with half of the batch or of the weights: the iteration is that of one process."""
+"""PPO on two processes over gloo, each with half of the batch or of the weights: the iteration of one process."""
 
 from __future__ import annotations
 
