@@ -10,25 +10,33 @@ from pathlib import Path
 import pytest
 import torch
 
-# One script for the three trainings: starting two processes takes longer than all of them.
+# One script for all trainings: starting two processes takes longer than all of them.
 SCRIPT = '''
 import os
 import sys
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from llama2_pl.data.batches import Batch
-from llama2_pl.modules import PretrainModule
+from llama2_pl.data.batches import Batch, PreferenceBatch
+from llama2_pl.modules import DPOModule, PretrainModule
 
 folder = sys.argv[1]
 backbone = dict(dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=64, multiple_of=16, max_seq_len=32)
 
 
-class Mine(PretrainModule):
+class Descent:
     """SGD: Adam would hide the gradient's size."""
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+class Mine(Descent, PretrainModule):
+    pass
+
+
+class MyPreferences(Descent, DPOModule):
+    pass
 
 
 def rows(rank):
@@ -40,6 +48,26 @@ def rows(rank):
         yield Batch(torch.randint(3, 64, (1, 12), generator=generator), mask, torch.zeros(1, 12, dtype=torch.int32))
 
 
+def pairs(rank):
+    """Four micro-batches of two pairs; rank 1's answers are shorter."""
+    generator = torch.Generator().manual_seed(10 + rank)
+    for _ in range(4):
+        prompt = torch.randint(3, 64, (2, 3), generator=generator).repeat(2, 1)
+        tokens = torch.cat([prompt, torch.randint(3, 64, (4, 9), generator=generator)], 1)
+        lengths = torch.randint(5, 8 if rank else 13, (4,), generator=generator)
+        tokens[torch.arange(12) >= lengths[:, None]] = 0
+        yield PreferenceBatch(tokens, lengths, torch.zeros(2).long(), torch.full((4,), 1.0), torch.zeros(2).long())
+
+
+def of_both(one, other):
+    """The batch of two ranks' pairs: chosen rows of both, then rejected rows of both."""
+    columns = []
+    for a, b in zip(one, other, strict=True):
+        sides = 2 if len(a) == 4 else 1
+        columns.append(torch.cat([x for side in zip(a.chunk(sides), b.chunk(sides)) for x in side]))
+    return PreferenceBatch(*columns)
+
+
 class Data(L.LightningDataModule):
     def train_dataloader(self):
         if self.trainer.world_size == 1:
@@ -47,6 +75,15 @@ class Data(L.LightningDataModule):
             batches = [Batch(*(torch.cat(c) for c in zip(*pair, strict=True))) for pair in pairs]
         else:
             batches = list(rows(self.trainer.global_rank))
+        return torch.utils.data.DataLoader(batches, batch_size=None, collate_fn=lambda b: b)
+
+
+class PairData(L.LightningDataModule):
+    def train_dataloader(self):
+        if self.trainer.world_size == 1:
+            batches = [of_both(*both) for both in zip(pairs(0), pairs(1), strict=True)]
+        else:
+            batches = list(pairs(self.trainer.global_rank))
         return torch.utils.data.DataLoader(batches, batch_size=None, collate_fn=lambda b: b)
 
 
@@ -63,13 +100,20 @@ class Save(L.Callback):
             torch.save({"weights": weights, "metrics": metrics}, f"{folder}/{self.kind}.pt")
 
 
-def train(kind, strategy, devices):
+def train(kind, strategy, devices, module, data):
     trainer = L.Trainer(
         accelerator="cpu", devices=devices, strategy=strategy, max_steps=2, accumulate_grad_batches=2,
         gradient_clip_val=1.0, use_distributed_sampler=False, callbacks=[Save(kind)], logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=1,
     )
-    trainer.fit(Mine(backbone, init_from=f"{folder}/start.ckpt"), datamodule=Data())
+    trainer.fit(module, datamodule=data)
+
+
+def train_both(kind, strategy, devices):
+    start = f"{folder}/start.ckpt"
+    train(kind, strategy(), devices, Mine(backbone, init_from=start), Data())
+    if kind != "fsdp2":
+        train(f"dpo_{kind}", strategy(), devices, MyPreferences(start, beta=1.0), PairData())
 
 
 if __name__ == "__main__":
@@ -78,13 +122,14 @@ if __name__ == "__main__":
         start.configure_model()
         content = {"state_dict": start.state_dict(), "hyper_parameters": dict(start.hparams)}
         torch.save(content, f"{folder}/start.ckpt")
-        train("one", "auto", 1)
-    train("ddp", DDPStrategy(process_group_backend="gloo"), 2)
-    sharded = ModelParallelStrategy(
-        data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo", save_distributed_checkpoint=False
-    )
-    train("fsdp2", sharded, 2)
+        train_both("one", lambda: "auto", 1)
+    train_both("ddp", lambda: DDPStrategy(process_group_backend="gloo"), 2)
+    sharded = dict(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    train_both("fsdp2", lambda: ModelParallelStrategy(**sharded, process_group_backend="gloo"), 2)
 '''
+
+
+KINDS = ("one", "ddp", "fsdp2", "dpo_one", "dpo_ddp")
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +141,8 @@ def results(tmp_path_factory) -> dict[str, dict]:
     command = [sys.executable, "train.py", str(folder)]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr[-3000:]
-    return {kind: torch.load(folder / f"{kind}.pt") for kind in ("one", "ddp", "fsdp2")}
+    found = {kind: torch.load(folder / f"{kind}.pt") for kind in KINDS}
+    return found | {"start": torch.load(folder / "start.ckpt")["state_dict"]}
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
@@ -108,3 +154,18 @@ def test_two_processes_with_unequal_targets_take_the_step_of_one(kind, results):
         )
     assert found["metrics"]["train/loss"] == pytest.approx(expected["metrics"]["train/loss"], rel=1e-5)
     assert found["metrics"]["train/tokens"] == expected["metrics"]["train/tokens"] == 96
+
+
+def test_dpo_on_two_processes_takes_the_step_of_one(results):
+    expected, found = results["dpo_one"], results["dpo_ddp"]
+    moved = [
+        (w - results["start"][f"model.{n.removeprefix('policy.')}"]).abs().max()
+        for n, w in expected["weights"].items()
+    ]
+    assert max(moved) > 1e-3
+    for name, value in expected["weights"].items():
+        torch.testing.assert_close(
+            found["weights"][name], value, rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+    for name in ("train/loss", "train/accuracy", "train/margin"):
+        assert found["metrics"][name] == pytest.approx(expected["metrics"][name], rel=1e-5, abs=1e-7), name
