@@ -112,13 +112,11 @@ def evaluate(
         hardware: device and precision.
     """
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
-    speak = Speaker(words := judges.tokenizer, max_new_tokens, seed)
+    ask = (judges, Speaker(words := judges.tokenizer, max_new_tokens, seed))
     networks = {name: hardware.load(path, words) for name, path in models.items()}
-    asked = prompts_that_fit(prompts, limit, words, next(iter(networks.values())), max_new_tokens)
-    results = {"about": about} | compare_models(networks, asked, judges, speak, answers_per_prompt)
-    if sampler in networks:
-        few = asked[:best_of_n_prompts]
-        results["best_of_n"] = best_of_n(networks[sampler], few, judges, speak, temperatures, samples, noise)
+    rows = prompts_that_fit(prompts, limit, words, next(iter(networks.values())), max_new_tokens)
+    results = {"about": about} | compare_models(networks, rows, *ask, answers_per_prompt)
+    results |= best_of_n(networks.get(sampler), rows[:best_of_n_prompts], *ask, temperatures, samples, noise)
     results |= ghost_attention(gatt_models, gatt_cases, gatt_turns, words, max_new_tokens, hardware=hardware)
     _finish(results | reward_models(judges, helpful_pairs, safety_pairs), Path(out))
 
@@ -164,15 +162,20 @@ def compare_models(
 
 
 def best_of_n(
-    model: LanguageModel,
+    model: LanguageModel | None,
     rows: Sequence[PromptTask],
     judges: Judges,
     speak: Speaker,
     temperatures: Sequence[float],
     samples: int,
-    noise: float,
+    noise: float | None = None,
 ) -> dict[str, Any]:
-    """Reward against N (Llama 2 figs. 7 and 8) and diversity (fig. 21) by temperature; the winners' gold score."""
+    """Reward against N (Llama 2 figs. 7 and 8) and diversity (fig. 21) by temperature; the winners' gold score.
+
+    Also how well annotators of this noise agree on pairs of samples, where it is given; {} without a model.
+    """
+    if model is None:
+        return {}
     rewards, gold, spoken = {}, {}, {}
     for temperature in temperatures:
         answers = spoken[temperature] = speak(model, rows, temperature, samples)
@@ -187,11 +190,12 @@ def best_of_n(
         middle = temperatures[len(temperatures) // 2]
         results["gold"] = gold_of_best(rewards[middle], gold[middle], samples) | {"temperature": middle}
         results["score_by_quality"] = score_by_quality(rewards[middle].flatten(), gold[middle].flatten())
-        pairs = zip(rows, spoken[middle][::samples], spoken[middle][samples > 1 :: samples], strict=True)
-        results["annotators"] = annotator_agreement(
-            [(r.task, a, b) for r, a, b in pairs if r.task and a != b], noise=noise
-        )
-    return results
+        if noise is not None:
+            said = spoken[middle]
+            pairs = zip(rows, said[::samples], said[samples > 1 :: samples], strict=True)
+            rated = [(r.task, a, b) for r, a, b in pairs if r.task and a != b]
+            results["annotators"] = annotator_agreement(rated, noise=noise)
+    return {"best_of_n": results}
 
 
 def reward_models(

@@ -90,7 +90,7 @@ def tune_temperature(
     model = hardware.load(policy)
     asked = prompts_that_fit([prompts], limit, judges.tokenizer, model, max_new_tokens)
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
-    found = best_of_n(model, asked, judges, speak, temperatures, samples)
+    found = best_of_n(model, asked, judges, speak, temperatures, samples)["best_of_n"]
     best = best_temperature(found["by_temperature"], samples)
     write_json(Path(out) / "sweep.json", {"temperature": best, "samples": samples, **found})
     write_json(Path(out) / "config.yaml", {"model": {"init_args": {"temperatures": [best]}}})  # JSON is YAML
