@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import lightning as L
@@ -79,10 +80,27 @@ def test_at_the_start_the_ratio_is_1_and_the_kl_0(trainer, make, build):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_at_the_start_the_ratio_is_1_in_bfloat16(trainer, make, build, precision):
+def test_at_the_start_the_ratio_is_1_in_bfloat16_too(trainer, make, build, files, precision):
+    # Decided answers, in whose log-probabilities bfloat16 rounds by far more than the 1e-3 that is asked for.
+    checkpoint = torch.load(files["policy"])
+    checkpoint["state_dict"]["model.head.weight"] *= 30
+    torch.save(checkpoint, files["policy"])
+
+    class JudgedInFull(PPOModule):
+        """What the test must see: log-probabilities of another precision than training's."""
+
+        def judge(self, rollout):
+            trained, self.policy = self.policy, copy.deepcopy(self.policy).float()
+            with torch.autocast("cpu", enabled=False):
+                judgement = super().judge(rollout)
+            self.policy = trained
+            return judgement
+
     (seen,) = run(trainer, make, build(), precision=precision)
+    (other,) = run(trainer, make, build(JudgedInFull), precision=precision)
     assert seen["ppo/first_ratio"] == pytest.approx(1.0, abs=1e-3)
     assert seen["ppo/first_ratio_max"] == pytest.approx(1.0, abs=1e-3)
+    assert other["ppo/first_ratio_max"] > 1.005
 
 
 def test_the_ratio_is_1_again_at_each_iteration_but_not_at_each_minibatch(trainer, make, build):
