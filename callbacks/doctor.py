@@ -91,6 +91,8 @@ class PPODoctor(L.Callback):
     ) -> None:
         iteration = cast(Any, pl_module).last_iteration
         numbers = over_ranks(self._measure(trainer, pl_module, iteration, batch), self._ranks)
+        # Those of a tensor-parallel group may differ in the last digit, and all ranks must stop or none.
+        numbers = trainer.strategy.broadcast(numbers)
         if "reward_mean" in numbers:
             mean = numbers["reward_mean"]
             spread = math.sqrt(max(0.0, numbers["reward_square"] - mean**2))
