@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -206,7 +207,12 @@ def _damaged_archive(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, EOFError):
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        RuntimeError,
+        EOFError,
+    ):  # RuntimeError: encrypted, or of another kind
         return f"{path}: damaged or cut short, not a whole file of torch.save"
     return None if part is None else f"{path}: damaged, the checksum of {part} in it is wrong"
 

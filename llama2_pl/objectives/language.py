@@ -57,9 +57,8 @@ def _counted_rows(hidden: Tensor, tokens: Tensor, counted: Tensor) -> tuple[Tens
 
     On a GPU all states, IGNORED where nothing counts: to pick rows, the host would have to wait for their number.
     """
-    if (
-        hidden.device.type == "cpu" and not counted.all()
-    ):  # in pretraining all count, and none needs to be picked
+    on_gpu = hidden.device.type != "cpu"
+    if not (on_gpu or counted.all()):  # in pretraining all count, and none needs to be picked
         return hidden[:, :-1][counted], tokens[:, 1:][counted]
     return hidden[:, :-1].flatten(0, 1), tokens[:, 1:].masked_fill(~counted, IGNORED).flatten()
 
