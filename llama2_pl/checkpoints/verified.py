@@ -207,12 +207,8 @@ def _damaged_archive(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        RuntimeError,
-        EOFError,
-    ):  # RuntimeError: encrypted, or of another kind
+    # RuntimeError: encrypted, or packed in a way that Python does not know
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError):
         return f"{path}: damaged or cut short, not a whole file of torch.save"
     return None if part is None else f"{path}: damaged, the checksum of {part} in it is wrong"
 
