@@ -111,14 +111,22 @@ class Slots:
 
     def reader(self, positions: Tensor, width: int) -> Attend:
         """What writes a token's keys and values at its position and reads the slots up to there."""
+        if self.grows and self.compiled:
+            return self._compiled_reader(positions)
         reads, rows = self._reader(positions, width), torch.arange(len(positions), device=positions.device)
 
         def read(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys, values = self.keys[number], self.values[number]
-            if self.grows and self.compiled:
-                return compiled_step()(keys[: len(rows)], values[: len(rows)], q, k, v, positions)
-            keys[rows, :, positions], values[rows, :, positions] = k, v
+            self.keys[number][rows, :, positions] = k
+            self.values[number][rows, :, positions] = v
             return reads(number, q)
+
+        return read
+
+    def _compiled_reader(self, positions: Tensor) -> Attend:
+        step, rows = compiled_step(), len(positions)
+
+        def read(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return step(self.keys[number][:rows], self.values[number][:rows], q, k, v, positions)
 
         return read
 
