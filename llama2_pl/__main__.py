@@ -9,6 +9,15 @@ from llama2_pl.cli import main as run
 ERROR, INTERRUPTED = 1, 130
 
 
+def is_advice(error: Exception) -> bool:
+    """Whether the message says what to do, so that nobody needs the traceback."""
+    if isinstance(error, ImportError):
+        return "llama2-pl[" in str(error)  # it names the extra to install
+    # Lightning's is known by its name: Lightning is imported only where a Trainer runs
+    known = (ValueError, FileNotFoundError)
+    return isinstance(error, known) or type(error).__name__ == "MisconfigurationException"
+
+
 def main() -> int:
     """Run the command line; 0 done, 1 failed, 130 interrupted (by SystemExit: 2 wrong usage, 143 terminated)."""
     try:
@@ -16,11 +25,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print("llama2-pl: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except Exception as error:
         from llama2_pl.commands.parsing import debugging
 
-        # an ImportError is advice only where it names the extra to install
-        if debugging() or (isinstance(error, ImportError) and "llama2-pl[" not in str(error)):
+        if debugging() or not is_advice(error):
             raise
         print(f"llama2-pl: error: {error}\n(LLAMA2_PL_DEBUG=1 shows where it comes from)", file=sys.stderr)
         return ERROR

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from jsonargparse._common import parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from llama2_pl import __main__ as process
 from llama2_pl.cli import main
@@ -239,6 +240,22 @@ def test_an_open_wandb_run_is_finished(config: str, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="multiple of n_heads"):
         main(["fit", "--config", config, "--model.fails=true"])
     assert finished == [True]
+
+
+@pytest.mark.parametrize("error", [MisconfigurationException, ValueError, KeyError])
+def test_what_lightning_advises_is_one_line_and_a_fault_of_ours_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[Exception]
+) -> None:
+    def fails() -> None:
+        raise error("the profiler can only be one of these")
+
+    monkeypatch.setattr(process, "run", fails)
+    if error is KeyError:
+        with pytest.raises(KeyError):
+            process.main()
+        return
+    assert process.main() == 1
+    assert capsys.readouterr().err.startswith("llama2-pl: error: the profiler can only be one of these\n")
 
 
 def test_an_error_is_one_line_and_status_1(
