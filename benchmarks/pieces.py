@@ -137,7 +137,8 @@ def sample() -> list[Case]:
 def ppo() -> list[Case]:
     """Policy, reference, value and reward of 6.8M parameters; one epoch of four minibatches, a step on each.
 
-    TRL's trainer does not compile its networks; ours may, and is then compared with the same TRL.
+    Old log-probabilities are the sampler's, as TRL takes them. TRL's trainer does not compile its networks; ours may,
+    and is then compared with the same TRL.
     """
     base = {"model": shape(SAMPLED), "rows": 64, "length": 32, "new": 64, "minibatch": 16, "epochs": 1}
     cases = []

@@ -64,9 +64,12 @@ def distance_numbers(iteration: Any, mask: Tensor) -> Numbers:
     judgement, shaped = iteration.judgement, iteration.experience.rewards
     kl = kl_estimate(judgement.logprobs, judgement.reference) * mask
     answers = kl.sum(1)
-    numbers = {"kl": answers.mean().item(), "entropy": masked_mean(judgement.entropy, mask).item()}
+    gap = sampler_gap(iteration)
+    numbers = {"kl": answers.mean().item(), "entropy": entropy(iteration), "sampler_gap": gap}
     if iteration.number == 0:
-        numbers["start_kl"] = masked_mean(kl.abs(), mask).item()
+        start = masked_mean(kl.abs(), mask).item()
+        # The sampler's own log-probabilities, where they are learned from, differ by this much from any others.
+        numbers["start_kl"] = start if judgement.at_one is not None else max(0.0, start - gap)
     if (error := (answers.std() / math.sqrt(len(answers))).item()) > 1e-6:
         numbers["kl_in_errors"] = numbers["kl"] / error
     counted = iteration.experience.mask.bool() & mask
@@ -74,9 +77,27 @@ def distance_numbers(iteration: Any, mask: Tensor) -> Numbers:
     if inner.sum() > 1 and kl[inner].var() > 1e-12 and shaped[inner].abs().max() > 0:
         centred = kl[inner] - kl[inner].mean()
         numbers["penalty_slope"] = -((centred * shaped[inner]).sum() / centred.square().sum()).item()
-    # Both at temperature 1, whatever the answers were sampled at.
-    gap = (iteration.rollout.logprobs - judgement.at_one).abs()
-    return numbers | {"sampler_gap": masked_mean(gap, mask).item()}
+    return numbers
+
+
+def sampler_gap(iteration: Any) -> float:
+    """How far a token's log-probability in sampling lies from that in training: the mean distance.
+
+    Both at temperature 1, whatever the answers were sampled at. Where no pass before the updates read the answers:
+    the root of the mean square in the first minibatch, whose KL is half of that square.
+    """
+    rollout, judgement = iteration.rollout, iteration.judgement
+    if judgement.at_one is None:
+        return math.sqrt(2 * max(0.0, iteration.updates[0]["approx_kl"].item()))
+    return masked_mean((rollout.logprobs - judgement.at_one).abs(), rollout.response_mask).item()
+
+
+def entropy(iteration: Any) -> float:
+    """Per token, before the updates; during them where no pass before read the answers."""
+    judgement = iteration.judgement
+    if judgement.entropy is None:
+        return _mean(step["entropy"].item() for step in iteration.updates)
+    return masked_mean(judgement.entropy, iteration.rollout.response_mask).item()
 
 
 def reward_numbers(
@@ -123,9 +144,14 @@ def branch_numbers(scored: Any, is_safety: Tensor, threshold: float) -> Numbers:
 def update_numbers(iteration: Any) -> Numbers:
     """What the minibatches logged: the first ratio must be 1, the losses stay finite."""
     first, updates, experience = iteration.updates[0], iteration.updates, iteration.experience
-    return {
+    ratios = {
         "ratio_error": abs(first["ratio_mean"].item() - 1),
         "ratio_max_error": abs(first["ratio_max"].item() - 1),
+    }
+    if iteration.judgement.at_one is None:  # 1 only nearly, as `sampler_gap` says
+        ratios = {}
+    return {
+        **ratios,
         "clip_fraction": _mean(step["clip_fraction"].item() for step in updates),
         "approx_kl": _mean(step["approx_kl"].item() for step in updates),
         "policy_loss": _mean(step["policy_loss"].item() for step in updates),

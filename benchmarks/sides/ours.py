@@ -148,6 +148,7 @@ def ppo(options: dict, turns: Turns) -> None:
         minibatch_size=options["minibatch"],
         epochs=options["epochs"],
         truncated="score",
+        old_logprobs="sampler",
     )
     prompts = steps.random_tokens(options).tolist()
     batch = PromptBatch(prompts, torch.zeros(rows, dtype=torch.bool), torch.arange(rows))

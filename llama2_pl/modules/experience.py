@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from llama2_pl.objectives.ppo import values_before_tokens
 from llama2_pl.objectives.reward import whiten
 
 Truncated = Literal["score", "penalise", "drop"]
+OldLogprobs = Literal["recomputed", "sampler"]
 
 
 class Judgement(NamedTuple):
@@ -24,10 +26,10 @@ class Judgement(NamedTuple):
     logprobs: Tensor
     reference: Tensor  # log-probabilities under the starting policy
     values: Tensor
-    entropy: Tensor
-    at_one: (
-        Tensor  # log-probabilities at temperature 1, as the sampler notes them; nothing is learned from them
-    )
+    # Of the policy's own pass, None without one.
+    entropy: Tensor | None
+    # Log-probabilities at temperature 1, as the sampler notes them; nothing is learned from them.
+    at_one: Tensor | None
 
 
 class Experience(NamedTuple):
@@ -83,7 +85,7 @@ def state_values(model: ScalarModel, tokens: Tensor, mask: Tensor, packed: Packi
 @torch.no_grad()
 def judge(
     rollout: Rollout,
-    policy: LanguageModel,
+    policy: LanguageModel | None,
     reference: LanguageModel,
     value: ScalarModel,
     temperature: float,
@@ -91,21 +93,34 @@ def judge(
 ) -> Judgement:
     """Read the rollout once by each network, `batch` rows at a time and without their padding.
 
-    The sampler's log-probabilities are not used: they come from cached decoding, whose rounding differs from
-    that of training, and the first ratio would not be 1.
+    Without a policy its log-probabilities are those that the sampler noted, at temperature 1. They come from cached
+    decoding, whose rounding differs from that of training: the first ratio is then 1 and the first KL 0 only nearly.
     """
+    readers = [reference, value] if policy is None else [policy, reference, value]
     parts = []
-    for tokens, mask in zip(rollout.tokens.split(batch), rollout.response_mask.split(batch), strict=True):
-        packed = packing(mask, shortest_context(policy, reference, value))
-        hidden = read(policy.hidden, tokens, packed)
-        logprobs, entropy = token_logprobs_from_hidden(hidden, policy.head, tokens, mask, temperature)
-        at_one = logprobs
-        if temperature != 1:
-            at_one, _ = token_logprobs_from_hidden(hidden, policy.head, tokens, mask)
+    for rows in torch.arange(len(rollout.tokens), device=rollout.tokens.device).split(batch):
+        tokens, mask = rollout.tokens[rows], rollout.response_mask[rows]
+        packed = packing(mask, shortest_context(*readers))
+        own = rollout.logprobs[rows], None, None
+        if policy is not None:
+            own = own_judgement(policy, tokens, mask, temperature, packed)
         reference_logprobs, _ = policy_logprobs(reference, tokens, mask, temperature, packed)
         values = state_values(value, tokens, mask, packed)
-        parts.append(Judgement(logprobs, reference_logprobs, values, entropy, at_one))
-    return Judgement(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        parts.append(Judgement(own[0], reference_logprobs, values, *own[1:]))
+    columns: Iterable[Any] = zip(*parts, strict=True)
+    whole: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
+    return Judgement(*whole)
+
+
+def own_judgement(
+    policy: LanguageModel, tokens: Tensor, mask: Tensor, temperature: float, packed: Packing | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities under the policy that sampled, its entropies, log-probabilities at temperature 1."""
+    hidden = read(policy.hidden, tokens, packed)
+    logprobs, entropy = token_logprobs_from_hidden(hidden, policy.head, tokens, mask, temperature)
+    if temperature == 1:
+        return logprobs, entropy, logprobs
+    return logprobs, entropy, token_logprobs_from_hidden(hidden, policy.head, tokens, mask)[0]
 
 
 def counted_tokens(rollout: Rollout, truncated: Truncated) -> Tensor:

@@ -18,6 +18,7 @@ from llama2_pl.modules.experience import (
     Experience,
     Iteration,
     Judgement,
+    OldLogprobs,
     Truncated,
     answer_rewards,
     counted_tokens,
@@ -68,6 +69,9 @@ class PPOModule(PolicyModule):
         safety_threshold: below this safety score an answer counts as unsafe.
         whiten_advantages: over the iteration's response tokens; our choice True.
         truncated: answers cut off at max_new_tokens: "score", "penalise" (our choice) or "drop".
+        old_logprobs: of the answers under the policy that sampled them, the ratio's denominator and the KL's first
+            term. "recomputed" (our choice) by a pass of their own, which rounds as training does: the first ratio is
+            1. "sampler": as noted while sampling, without that pass; for temperature 1.
         betas: of AdamW.
         eps: of AdamW.
         weight_decay: of every matrix; gains of norms do not decay.
@@ -105,6 +109,7 @@ class PPOModule(PolicyModule):
         safety_threshold: float = 0.15,
         whiten_advantages: bool = True,
         truncated: Truncated = "penalise",
+        old_logprobs: OldLogprobs = "recomputed",
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-5,
         weight_decay: float = 0.1,
@@ -120,6 +125,11 @@ class PPOModule(PolicyModule):
             raise ValueError(
                 f"temperature is {temperature}: PPO trains the distribution that it samples from, and greedy answers "
                 "have none; give a number above 0"
+            )
+        if old_logprobs == "sampler" and temperature != 1:
+            raise ValueError(
+                f"old_logprobs is sampler and temperature {temperature}: the sampler notes log-probabilities at "
+                "temperature 1; sample at 1, or take recomputed ones"
             )
         self.save_hyperparameters(plain_arguments(locals()))
         self.automatic_optimization = False
@@ -209,7 +219,8 @@ class PPOModule(PolicyModule):
     def judge(self, rollout: Rollout) -> Judgement:
         """Log-probabilities, values and entropy before the updates."""
         hp = self.hparams
-        return judge(rollout, self.policy, self.reference, self.value, hp["temperature"], hp["scoring_batch"])
+        policy = self.policy if hp["old_logprobs"] == "recomputed" else None
+        return judge(rollout, policy, self.reference, self.value, hp["temperature"], hp["scoring_batch"])
 
     def experience(self, rollout: Rollout, scored: Scored, judgement: Judgement) -> Experience:
         """R~ = WHITEN(LOGIT(R_c)), minus beta KL on each token, turned into advantages and returns."""
@@ -264,13 +275,14 @@ class PPOModule(PolicyModule):
         # Also those of the passes without gradients, through which none would flow.
         torch.clear_autocast_cache()
         packed = packing(mask, shortest_context(self.policy, self.value))
-        logprobs, _ = policy_logprobs(self.policy, minibatch.tokens, mask, hp["temperature"], packed)
+        logprobs, entropy = policy_logprobs(self.policy, minibatch.tokens, mask, hp["temperature"], packed)
         values = state_values(self.value, minibatch.tokens, mask, packed)
         policy_loss, stats = ppo.ppo_policy_loss(
             logprobs, minibatch.logprobs, minibatch.advantages, mask, hp["clip"]
         )
         value_loss = ppo.ppo_value_loss(values, minibatch.values, minibatch.returns, mask, hp["value_clip"])
-        logged = {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach(), **stats._asdict()}
+        losses = {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()}
+        logged = {**losses, "entropy": ppo.masked_mean(entropy, mask), **stats._asdict()}
         return policy_loss + hp["value_coefficient"] * value_loss, logged
 
     # -- held-out prompts
@@ -296,12 +308,13 @@ class PPOModule(PolicyModule):
             "kl_per_token": ppo.masked_mean(
                 ppo.kl_estimate(judgement.logprobs, judgement.reference, "k3"), mask
             ),
-            "entropy": ppo.masked_mean(judgement.entropy, mask),
             "response_length": mask.sum(1).float().mean(),
             "eos_rate": rollout.finished.float().mean(),
-            # What the sampler says of its own tokens: apart from rounding it must agree.
-            "sampler_gap": ppo.masked_mean((rollout.logprobs - judgement.at_one).abs(), mask),
         }
+        if judgement.entropy is not None and judgement.at_one is not None:
+            measured["entropy"] = ppo.masked_mean(judgement.entropy, mask)
+            # What the sampler says of its own tokens: apart from rounding it must agree.
+            measured["sampler_gap"] = ppo.masked_mean((rollout.logprobs - judgement.at_one).abs(), mask)
         # By the models, never by the values: ranks that log different names reduce one under another's, and then hang.
         if self.rewards is not None and self.rewards.safety is None:
             del measured["safety"]
@@ -322,6 +335,8 @@ class PPOModule(PolicyModule):
                 experience.values, experience.returns, experience.mask
             ),
         }
+        if self.hparams["old_logprobs"] == "sampler":  # nobody read the answers before they were learned from
+            measured["entropy"] = means["entropy"]
         logged = {f"ppo/{name}": value for name, value in measured.items()}
         self.log_dict(logged, batch_size=len(experience.tokens), sync_dist=True)
 

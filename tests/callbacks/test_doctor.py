@@ -187,6 +187,16 @@ def test_the_sampler_is_compared_at_any_temperature(files):
     assert sound.seen["stale_rollouts"] == sound.seen["foreign_prompts"] == 0
 
 
+def test_the_samplers_own_logprobs_are_no_fault_and_hide_none(files):
+    WrongReference.other = files["other"]
+    sound = fit(files, lr=0.05, old_logprobs="sampler")
+    assert not {"wrong_reference", "stale_rollouts", "ratio_not_one", "scattered_ratio"} & set(sound.seen)
+    assert sound.start["entropy"] > 0
+    stale = fit(files, kind=StaleRollouts, lr=0.05, old_logprobs="sampler")
+    other = fit(files, kind=WrongReference, old_logprobs="sampler")
+    assert stale.seen["stale_rollouts"] > 0 and other.seen["wrong_reference"] > 0
+
+
 @pytest.mark.parametrize("truncated", ["score", "penalise", "drop"])
 def test_a_sound_run_has_no_finding_that_a_bug_would_cause(files, truncated, tmp_path):
     doctor = fit(files, truncated=truncated, doctor=PPODoctor(stop=True, dirpath=str(tmp_path)))

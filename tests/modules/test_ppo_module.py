@@ -103,6 +103,36 @@ def test_at_the_start_the_ratio_is_1_in_bfloat16_too(trainer, make, build, files
     assert other["ppo/first_ratio_max"] > 1.005
 
 
+def test_the_samplers_logprobs_save_a_pass_and_teach_the_same(trainer, make, build):
+    readings: list[int] = []
+
+    class Counted(PPOModule):
+        def judge(self, rollout):
+            hidden = self.policy.hidden
+            self.policy.hidden = lambda *a, **k: (readings.append(self.iteration), hidden(*a, **k))[1]
+            judgement = super().judge(rollout)
+            del self.policy.hidden
+            return judgement
+
+    recomputed, sampler = build(Counted), build(Counted, old_logprobs="sampler")
+    before = run(trainer, make, recomputed, iterations=2)
+    assert readings == [0, 1]
+    after = run(trainer, make, sampler, iterations=2)
+    assert readings == [0, 1], "the policy read the answers before the updates"
+    for ours, theirs in zip(recomputed.policy.parameters(), sampler.policy.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert after[1]["ppo/first_ratio_max"] == pytest.approx(1.0, abs=1e-3)
+    assert after[1]["ppo/kl"] == pytest.approx(before[1]["ppo/kl"], abs=1e-3)
+    # of the same answers, before and during the updates
+    assert after[0]["ppo/entropy"] == pytest.approx(before[0]["ppo/entropy"], rel=0.01)
+    assert "ppo/sampler_gap" in before[0] and "ppo/sampler_gap" not in after[0]
+
+
+def test_the_samplers_logprobs_are_those_of_temperature_1(build):
+    with pytest.raises(ValueError, match=r"old_logprobs is sampler and temperature 0\.7: .* sample at 1"):
+        build(old_logprobs="sampler", temperature=0.7)
+
+
 def test_the_ratio_is_1_again_at_each_iteration_but_not_at_each_minibatch(trainer, make, build):
     ratios = []
 
