@@ -88,8 +88,9 @@ def attend_in_blocks(
         scores = torch.baddbmm(
             rows, q[:, start:end], k[:, first:end].transpose(1, 2), alpha=1 / math.sqrt(size)
         )
-        parts.append(scores.softmax(-1) @ v[:, first:end])
-    return torch.cat(parts, 1).view(batch, heads, steps, size)
+        attended = scores.softmax(-1) @ v[:, first:end]
+        parts.append(attended.view(batch, heads, -1, size).transpose(1, 2))
+    return torch.cat(parts, 1).transpose(1, 2)  # the heads of a token side by side, as wo reads them
 
 
 def _first_read(mask: Tensor) -> int:

@@ -17,7 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 Head = Callable[[Tensor], Tensor]  # (..., D) -> (..., V), e.g. the model's nn.Linear
 
-CHUNK = 1024  # positions per chunk: 1024 x 32,000 logits in bf16 are 63 MiB
+CHUNK = 1024  # positions per chunk at least: 1024 x 32,000 logits in bf16 are 63 MiB
+CHUNK_LOGITS = 2**23  # more positions where so many logits are not exceeded: small vocabularies
 IGNORED = -100  # as in torch.nn.functional.cross_entropy
 CPU_SLICE = 2**19  # fp32 numbers of the softmax at a time on a CPU: 2 MiB stay in its cache
 
@@ -35,15 +36,16 @@ def next_token_loss(logits: Tensor, tokens: Tensor, loss_mask: Tensor) -> tuple[
 
 
 def next_token_loss_from_hidden(
-    hidden: Tensor, head: Head, tokens: Tensor, loss_mask: Tensor, chunk: int = CHUNK
+    hidden: Tensor, head: Head, tokens: Tensor, loss_mask: Tensor, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """`next_token_loss` without ever holding the (B, T, V) logits.
 
-    Our choice: only positions that count pass through the head, `chunk` at a time, and a chunk's gradient is
-    taken while its logits are there; with 32,000 words the fp32 logits are otherwise the largest tensor.
+    Our choice: only positions that count pass through the head, `chunk` at a time (None: as CHUNK and CHUNK_LOGITS
+    say), and a chunk's gradient is taken while its logits are there; with 32,000 words the fp32 logits are otherwise
+    the largest tensor.
     hidden (B, T, D), tokens (B, T), loss_mask (B, T).
     """
-    counted = loss_mask[:, 1:]
+    counted, chunk = loss_mask[:, 1:], chunk or _positions(head)
     rows, targets = _counted_rows(hidden, tokens, counted)
     if torch.is_grad_enabled():
         weights = [p for p in head.parameters() if p.requires_grad] if isinstance(head, nn.Module) else []
@@ -155,7 +157,12 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def token_logprobs_from_hidden(
-    hidden: Tensor, head: Head, tokens: Tensor, mask: Tensor, temperature: float = 1.0, chunk: int = CHUNK
+    hidden: Tensor,
+    head: Head,
+    tokens: Tensor,
+    mask: Tensor,
+    temperature: float = 1.0,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each counted token, and the entropy of the distribution it was drawn from.
 
@@ -169,7 +176,7 @@ def token_logprobs_from_hidden(
     def chunk_logprobs(rows: Tensor, targets: Tensor) -> Tensor:
         return _ChosenLogprobs.apply(head(rows), targets, temperature, _is_matrix(head))  # type: ignore[return-value]
 
-    both = torch.cat(_by_chunk(chunk_logprobs, rows, targets, chunk), dim=1)
+    both = torch.cat(_by_chunk(chunk_logprobs, rows, targets, chunk or _positions(head)), dim=1)
     zeros = torch.zeros(tokens.shape, dtype=torch.float32, device=hidden.device)
     where = F.pad(counted, (1, 0))
     return zeros.masked_scatter(where, both[0]), zeros.masked_scatter(where, both[1].detach())
@@ -216,6 +223,12 @@ def _slices(logits: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
     """Rows (C, ...) in as many pieces as keep each piece of the logits (C, V) in a CPU's cache; one on a GPU."""
     count = max(1, CPU_SLICE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits) or 1
     return rows.split(count)
+
+
+def _positions(head: Head) -> int:
+    """Positions per chunk."""
+    words = head.out_features if isinstance(head, nn.Linear) else CHUNK_LOGITS
+    return max(CHUNK, CHUNK_LOGITS // words)
 
 
 def _chunks(rows: Tensor, targets: Tensor, chunk: int) -> list[tuple[Tensor, Tensor]]:
