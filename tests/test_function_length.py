@@ -24,6 +24,7 @@ def test_no_function_is_above_60_lines() -> None:
         f"{path.relative_to(ROOT)}: {name} has {length} lines"
         for folder in ("llama2_pl", "callbacks", "benchmarks", "tests")
         for path in sorted((ROOT / folder).rglob("*.py"))
+        if ".peers" not in path.parts  # the environments of `make bench-peers`
         for name, length in long_functions(path.read_text(encoding="utf-8"))
     ]
     assert found == []

@@ -59,9 +59,8 @@ def nucleus(weights: Tensor, top_p: float) -> Tensor:
     total = weights.sum(-1, keepdim=True)
     count, edge = _edge(weights, top_p * total)
     kept = weights >= edge
-    if weights.is_cuda or bool(
-        (kept.sum(-1, keepdim=True) > count).any()
-    ):  # a GPU does not wait for the answer
+    on_gpu = weights.device.type != "cpu"  # which does not wait for an answer
+    if on_gpu or bool((kept.sum(-1, keepdim=True) > count).any()):
         equal = weights == edge
         room = count - (weights > edge).sum(-1, keepdim=True)
         kept &= ~equal | (equal.cumsum(-1) <= room)
@@ -71,7 +70,7 @@ def nucleus(weights: Tensor, top_p: float) -> Tensor:
 
 def _edge(weights: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
     """How many tokens are kept and the weight of the last of them, (B, 1) each; limit (B, 1) on the mass before."""
-    if weights.is_cuda:  # to choose the rows that need a sort, it would have to wait
+    if weights.device.type != "cpu":  # to choose the rows that need a sort, it would have to wait
         return _edge_in(weights.sort(-1, descending=True).values, limit)
     ordered = weights.topk(min(CANDIDATES, weights.shape[1])).values
     count, edge = _edge_in(ordered, limit)

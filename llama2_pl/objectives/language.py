@@ -167,19 +167,24 @@ def token_logprobs_from_hidden(
     """Log-probability of each counted token, and the entropy of the distribution it was drawn from.
 
     Our choice: 0 outside `mask`, so that the head runs on counted positions only. The entropy carries no
-    gradient: the paper's objective has no entropy bonus, it is for the log.
+    gradient: the paper's objective has no entropy bonus, it is for the log. On a GPU the head runs on all positions,
+    as in `next_token_loss_from_hidden`: to pick some, the host would have to wait for their number.
     hidden (B, T, D), tokens (B, T), mask (B, T) -> two (B, T) fp32.
     """
     counted = mask[:, 1:]
-    rows, targets = hidden[:, :-1][counted], tokens[:, 1:][counted]
+    rows, targets = _counted_rows(hidden, tokens, counted)
+    targets = targets.clamp(min=0)  # any word where nothing counts: its figures are dropped below
 
     def chunk_logprobs(rows: Tensor, targets: Tensor) -> Tensor:
         return _ChosenLogprobs.apply(head(rows), targets, temperature, _is_matrix(head))  # type: ignore[return-value]
 
-    both = torch.cat(_by_chunk(chunk_logprobs, rows, targets, chunk or _positions(head)), dim=1)
-    zeros = torch.zeros(tokens.shape, dtype=torch.float32, device=hidden.device)
-    where = F.pad(counted, (1, 0))
-    return zeros.masked_scatter(where, both[0]), zeros.masked_scatter(where, both[1].detach())
+    both = torch.cat(_by_chunk(chunk_logprobs, rows, targets, chunk or _positions(head)), dim=1)  # (2, C)
+    if len(rows) == counted.numel():
+        spread = both.view(2, *counted.shape).masked_fill(~counted, 0.0)
+    else:
+        spread = both.new_zeros(2, *counted.shape).masked_scatter(counted, both)
+    logprobs, entropies = F.pad(spread, (1, 0))
+    return logprobs, entropies.detach()
 
 
 class _ChosenLogprobs(torch.autograd.Function):
