@@ -33,7 +33,7 @@ check: $(STAMP) ## what continuous integration runs: lint, format, types, tests
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
-bench: $(STAMP) bench-peers ## measure against the peers; writes benchmarks/results/*.json, half an hour of a quiet machine
+bench: $(STAMP) bench-peers ## measure against the peers; writes benchmarks/results/PROCESSOR/*.json, three quarters of an hour of a quiet machine
 	$(BIN)/python -m benchmarks.run
 
 bench-gpu: $(STAMP) benchmarks/.peers/transformers/.installed ## the 7B shape on one GPU of 80 GB or more

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from llama2_pl import ModelConfig
 
 ROOT = Path(__file__).parents[1]
+NUMBERS = (("family", "cpu family"), ("model", "model"))  # what /proc/cpuinfo calls them
 
 
 def cores() -> int:
@@ -33,13 +35,18 @@ def environment() -> dict[str, object]:
 
 
 def processor() -> str:
-    lines = (
-        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if Path("/proc/cpuinfo").exists()
-        else []
-    )
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
+    """Its name, family and model: virtual machines call several generations of processors "AMD EPYC"."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    pairs = [line.split(":", 1) for line in lines if ":" in line]
+    facts = {key.strip(): value.strip() for key, value in reversed(pairs)}
+    name = facts.get("model name") or platform.processor() or "unknown processor"
+    return name + "".join(f" {key} {facts[words]}" for key, words in NUMBERS if words in facts)
+
+
+def folder_name(machine: str) -> str:
+    """Of its results: the machine in small letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
 
 
 def _git(*words: str) -> str:

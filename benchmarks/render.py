@@ -91,41 +91,70 @@ def gatt_table(results: dict) -> str:
 
 
 def benchmark_table(folder: Path) -> str:
-    """Medians and ratios of the pieces in a folder of results."""
-    figures = [
-        figure
-        for path in sorted(folder.glob("*.json"))
-        for figure in json.loads(path.read_text(encoding="utf-8")).get("figures", [])
-    ]
-    if not figures:
+    """A row for each case and a column for each machine, a folder of result files each."""
+    found = [(name, results) for name in sorted(folder.iterdir()) if (results := pieces(name))]
+    if not found:
         return ""
-    lines = [f"| {row['case']} | {medians(row)} | {ratios(row)} |" for row in figures]
-    head = "`make bench`, each side in a process of its own, in turn; medians, and how many times better the first is:"
-    return "\n".join(["", head, "", "| | | times better |", "|---|---|---|", *lines, ""])
-
-
-def medians(figure: dict) -> str:
-    values = ", ".join(
-        f"{name} {value:,.0f}" if value >= 1000 else f"{name} {value:.3g}"
-        for name, value in figure["medians"].items()
+    cases = dict.fromkeys(
+        row["case"] for _, results in found for piece in results for row in piece["figures"]
     )
-    return f"{values} {figure['unit']}{limit(figure)}"
+    cells = [
+        {row["case"]: cell(row) for piece in results for row in piece["figures"]} for _, results in found
+    ]
+    lines = [f"| {case} | " + " | ".join(column.get(case, "") for column in cells) + " |" for case in cases]
+    head = (
+        "`make bench`, each side in a process of its own, in turn: our median, and how many times better it is than "
+        f"that of each other side. Every figure: {', '.join(link(name) for name, _ in found)}."
+    )
+    columns = [
+        "| | " + " | ".join(machine(results) for _, results in found) + " |",
+        "|---|" + "---|" * len(found),
+    ]
+    return "\n".join(["", head, "", *columns, *lines, ""])
+
+
+def pieces(folder: Path) -> list[dict]:
+    """The result files in a folder."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+
+
+def link(folder: Path) -> str:
+    return f"[{folder.name}](benchmarks/results/{folder.name})"
+
+
+def machine(results: list[dict]) -> str:
+    """Its name and the fastest matrix products measured on it."""
+    environment = results[0]["environment"]
+    names = {
+        key.removesuffix("_flops"): key for piece in results for key in piece["limits"] if "flops" in key
+    }
+    peaks = (
+        f"{name} {max(piece['limits'].get(key, 0) for piece in results) / 1e12:.2f}"
+        for name, key in names.items()
+    )
+    return f"{environment['gpu'] or environment['machine']}; matrix products: {', '.join(peaks)} TFLOP/s"
+
+
+def cell(figure: dict) -> str:
+    """Our figure, its share of the limit, and the ratios to the others."""
+    value = next(iter(figure["medians"].values()))
+    told = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{told} {figure['unit']}" + "".join([limit(figure), *(f"; {words}" for words in ratios(figure))])
 
 
 def limit(figure: dict) -> str:
     """The first side's part of what the machine can do."""
     for key, of in (
-        ("share_of_peak", "measured bf16 matrix peak"),
+        ("share_of_peak", "bf16 peak"),
         ("share_of_bandwidth", "memory bandwidth"),
     ):
         if key in figure:
-            name, value = next(iter(figure[key].items()))
-            return f"; {name} at {value:.0%} of the {of}"
+            return f", {next(iter(figure[key].values())):.0%} of the {of}"
     return ""
 
 
-def ratios(figure: dict) -> str:
-    return ", ".join(f"{ratio:.2f} than {name}" for name, ratio in figure["times_better"].items())
+def ratios(figure: dict) -> list[str]:
+    return [f"{ratio:.2f} × {name}" for name, ratio in figure["times_better"].items()]
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """`make bench`: what we measure ourselves against, each side in a warm process of its own, taken in turn.
 
-`python -m benchmarks.run --only train` runs one piece; each has its file in benchmarks/results.
+`python -m benchmarks.run --only train` runs one piece; each has its file in benchmarks/results, in the folder of the
+processor or GPU that it was measured on.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from benchmarks.machine import (
     cores,
     environment,
     flops_per_token,
+    folder_name,
     matrix_weights,
     peak_flops,
+    processor,
 )
 from benchmarks.pieces import PIECES, Case, Side, tiny
 
@@ -192,7 +195,9 @@ def main() -> None:
             raise SystemExit(
                 f"no environment for {', '.join(missing)} in {options.peers}: run make bench-peers"
             )
-        print(run_piece(name, cases, options.peers, options.tiny or RESULTS), flush=True)
+        device = torch.cuda.get_device_name() if cases[0].options.get("device") == "cuda" else processor()
+        folder = options.tiny or RESULTS / folder_name(device)
+        print(run_piece(name, cases, options.peers, folder), flush=True)
 
 
 if __name__ == "__main__":

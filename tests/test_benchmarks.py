@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.machine import bandwidth, bytes_per_token, flops_per_token, peak_flops
+from benchmarks.machine import bandwidth, bytes_per_token, flops_per_token, folder_name, peak_flops, processor
 from benchmarks.pieces import PIECES, Case, Side, shape, tiny
 from benchmarks.render import benchmark_table, limit
 from benchmarks.run import against_limit, measure, missing_peers, summary
@@ -47,7 +47,7 @@ def test_rates_are_set_against_the_limit_of_their_kind() -> None:
     assert found["gflops_by_6n"] == {"ours": 6 * (WEIGHTS + 40) * 5 / 1e9}  # and the embedding, 10 x 4
     decoding = training._replace(limit="bandwidth")
     assert against_limit(decoding, {"ours": 6.0}, limits)["share_of_bandwidth"] == {"ours": 0.75}
-    assert limit({"share_of_bandwidth": {"ours": 0.75}}) == "; ours at 75% of the memory bandwidth"
+    assert limit({"share_of_bandwidth": {"ours": 0.75}}) == ", 75% of the memory bandwidth"
 
 
 def test_limits_of_this_machine_are_measured() -> None:
@@ -74,8 +74,26 @@ def test_a_piece_runs_its_sides_in_turn_and_its_table_is_rendered(tmp_path: Path
     figure = measure(Case("toy", "sample", options | new, sides, warm_up=1, rounds=2))
     assert [len(runs) for runs in figure["raw"].values()] == [2, 2]
     assert {run["units"] for runs in figure["raw"].values() for run in runs} == {2 * 2 * 4}
-    (tmp_path / "toy.json").write_text(json.dumps({"figures": [figure]}))
-    assert "| toy | in one call " in benchmark_table(tmp_path)
+    environment = {"machine": "a machine", "gpu": None}
+    for name, peak in (("one", 1e12), ("two", 5e11)):
+        (tmp_path / name).mkdir()
+        limits = {"bfloat16_flops": peak}
+        piece = {"environment": environment, "limits": limits, "figures": [figure] if name == "two" else []}
+        (tmp_path / name / "toy.json").write_text(json.dumps(piece))
+    table = benchmark_table(tmp_path)
+    assert (
+        "| | a machine; matrix products: bfloat16 1.00 TFLOP/s | a machine; matrix products: bfloat16 0.50 "
+        in table
+    )
+    assert "| toy |  | " in table and "× in two" in table
+
+
+def test_each_processor_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cpuinfo = "processor : 0\ncpu family : 25\nmodel : 17\nmodel name : AMD EPYC\nbugs : a:b\nprocessor : 1\n"
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: cpuinfo)
+    assert processor() == "AMD EPYC family 25 model 17"
+    assert folder_name("Apple M2 (Pro)") == "apple-m2-pro"
 
 
 def test_a_side_that_dies_is_named_with_the_end_of_its_log() -> None:

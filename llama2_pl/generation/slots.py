@@ -132,14 +132,14 @@ class Slots:
 
     def _reader(self, positions: Tensor, width: int) -> Callable[[int, Tensor], Tensor]:
         """What reads a layer: its number, one query (R, H, K) per row -> (R, H * K), over slots up to the position."""
-        rows = len(positions)
+        rows, groups = len(positions), self.keys[0].shape[1]
         width = self.size if self.grows else width
         usable = torch.arange(width, device=positions.device) <= positions[:, None]  # (R, S)
+        bias = torch.zeros(usable.shape, dtype=self.keys[0].dtype, device=positions.device)
+        bias = bias.masked_fill_(~usable, -math.inf)[:, None, None]
         if not self.grows:
-            return self._through_torch(usable[:, None, None])
-        groups = self.keys[0].shape[1]
-        bias = torch.zeros(usable.shape, dtype=self.keys[0].dtype).masked_fill_(~usable, -math.inf)
-        bias = bias[:, None, None].expand(-1, groups, -1, -1).reshape(rows * groups, 1, width)
+            return self._through_torch(bias)
+        bias = bias.expand(-1, groups, -1, -1).reshape(rows * groups, 1, width)
 
         def read(number: int, queries: Tensor) -> Tensor:
             keys, values = (x[number][:rows].flatten(0, 1) for x in (self.keys, self.values))
@@ -149,18 +149,13 @@ class Slots:
 
         return read
 
-    def _through_torch(self, mask: Tensor) -> Callable[[int, Tensor], Tensor]:
-        rows, width = len(mask), mask.shape[-1]
+    def _through_torch(self, bias: Tensor) -> Callable[[int, Tensor], Tensor]:
+        """The heads of a group as queries of one head: torch's kernels that take a bias share no keys among heads."""
+        rows, width = len(bias), bias.shape[-1]
 
         def read(number: int, queries: Tensor) -> Tensor:
             keys, values = (x[number][:rows, :, :width] for x in (self.keys, self.values))
-            out = F.scaled_dot_product_attention(
-                queries[:, :, None],
-                keys,
-                values,
-                attn_mask=mask,
-                enable_gqa=queries.shape[1] != keys.shape[1],
-            )
-            return out.flatten(1)
+            q = queries.unflatten(1, (keys.shape[1], -1))  # (R, G, H / G, K)
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=bias).flatten(1)
 
         return read
