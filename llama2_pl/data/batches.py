@@ -35,6 +35,20 @@ def without_needless_mask(batch: Batch) -> Batch:
     return batch._replace(document_ids=None)
 
 
+class Packing(NamedTuple):
+    """Where the N real tokens of padded rows (B, T) lie in fewer rows (R, W), which hold several of them each.
+
+    Made on the host, where the lengths are, so that no step waits for them.
+    """
+
+    source: Tensor
+    """(N,) int64; places in the padded rows, flattened."""
+    target: Tensor
+    """(N,) int64; places in the packed rows, flattened."""
+    document_ids: Tensor
+    """(R, W) int32; which padded row of its packed row a token belongs to, counted from 0; -1 where nothing lies."""
+
+
 class PreferenceBatch(NamedTuple):
     """N pairs as 2N right-padded rows: all chosen ones, then all rejected ones.
 
@@ -52,6 +66,8 @@ class PreferenceBatch(NamedTuple):
     """(2N,) float32; 1 safe, 0 unsafe, nan unknown."""
     source: Tensor
     """(N,) int64; an index into the data module's ``sources``."""
+    packing: Packing | None = None
+    """How the rows are read without their padding; None: as they are."""
 
 
 class PromptBatch(NamedTuple):

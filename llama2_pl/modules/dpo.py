@@ -13,6 +13,7 @@ from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.parallel import weights_fingerprint
 from llama2_pl.modules.base import LlamaModule, plain_arguments
+from llama2_pl.modules.unpadded import read
 from llama2_pl.objectives.dpo import answer_mask, dpo_loss, implicit_rewards
 from llama2_pl.objectives.language import token_logprobs_from_hidden
 
@@ -81,8 +82,8 @@ class DPOModule(LlamaModule):
         """Log-probabilities of the answers (2N,) under the policy and under the reference."""
         mask = answer_mask(batch.tokens, batch.lengths)
         with torch.no_grad():
-            reference = _answer_logprobs(self._reference[0], batch.tokens, mask)
-        return _answer_logprobs(self.policy, batch.tokens, mask), reference
+            reference = _answer_logprobs(self._reference[0], batch, mask)
+        return _answer_logprobs(self.policy, batch, mask), reference
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         loss = self._step(batch, "train")
@@ -120,6 +121,7 @@ class DPOModule(LlamaModule):
             )
 
 
-def _answer_logprobs(model: LanguageModel, tokens: Tensor, mask: Tensor) -> Tensor:
-    logprobs, _ = token_logprobs_from_hidden(model.hidden(tokens), model.head, tokens, mask)
+def _answer_logprobs(model: LanguageModel, batch: PreferenceBatch, mask: Tensor) -> Tensor:
+    hidden = read(model.hidden, batch.tokens, batch.packing)
+    logprobs, _ = token_logprobs_from_hidden(hidden, model.head, batch.tokens, mask)
     return logprobs.sum(1)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from llama2_pl.data.batches import Packing
 from llama2_pl.generation.sampler import Rollout
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.modules.policy import Scored
-from llama2_pl.modules.unpadded import Packing, packing, read
+from llama2_pl.modules.unpadded import counted_lengths, packing, read
 from llama2_pl.objectives.language import token_logprobs_from_hidden
 from llama2_pl.objectives.ppo import values_before_tokens
 from llama2_pl.objectives.reward import whiten
@@ -42,13 +43,22 @@ class Experience(NamedTuple):
     advantages: Tensor
     returns: Tensor
     rewards: Tensor  # of each token: the answer's at its last, minus beta KL on all
+    packing: Packing | None = None  # how the rows are read without their padding
 
-    def rows(self, index: Tensor) -> Experience:
-        """Some of the rows, without the columns that are padding in all of them."""
-        index = index.to(self.tokens.device)
-        used = self.mask[index].any(0).nonzero()
-        width = int(used[-1]) + 1 if len(used) else self.tokens.shape[1]
-        return Experience(*(column[index, :width] for column in self))
+    def minibatches(self, groups: Sequence[Tensor], longest: int) -> Iterator[Experience]:
+        """The rows of each group, without the columns that are padding in all of them, to be read packed in rows of
+        up to `longest` tokens.
+
+        All are planned before the first is given, for the host waits for the lengths; no update does.
+        """
+        device, lengths, plans = self.tokens.device, counted_lengths(self.mask), []
+        for group in groups:
+            mine = lengths[group.numpy()]
+            width = int(mine.max()) or self.tokens.shape[1]
+            plans.append((group.to(device), width, packing(mine, width, longest, device)))
+        for index, width, plan in plans:
+            columns: list[Any] = [column[index, :width] for column in self[:-1]]
+            yield Experience(*columns, packing=plan)
 
 
 class Iteration(NamedTuple):
@@ -97,10 +107,11 @@ def judge(
     decoding, whose rounding differs from that of training: the first ratio is then 1 and the first KL 0 only nearly.
     """
     readers = [reference, value] if policy is None else [policy, reference, value]
-    parts = []
-    for rows in torch.arange(len(rollout.tokens), device=rollout.tokens.device).split(batch):
+    parts, lengths, longest = [], counted_lengths(rollout.response_mask), shortest_context(*readers)
+    for start in range(0, len(rollout.tokens), batch):
+        rows = slice(start, start + batch)
         tokens, mask = rollout.tokens[rows], rollout.response_mask[rows]
-        packed = packing(mask, shortest_context(*readers))
+        packed = packing(lengths[rows], tokens.shape[1], longest, tokens.device)
         own = rollout.logprobs[rows], None, None
         if policy is not None:
             own = own_judgement(policy, tokens, mask, temperature, packed)

@@ -29,7 +29,6 @@ from llama2_pl.modules.experience import (
 )
 from llama2_pl.modules.optimizer import adamw, decay_groups
 from llama2_pl.modules.policy import PolicyModule, Scored, seeded
-from llama2_pl.modules.unpadded import packing
 from llama2_pl.objectives import ppo
 from llama2_pl.objectives.reward import whiten
 
@@ -244,11 +243,12 @@ class PPOModule(PolicyModule):
                 f"minibatch_size is {size}, over all devices, and there are {ranks} data-parallel ranks: give a "
                 f"multiple of {ranks}"
             )
-        logged = []
-        for _ in range(self.hparams["epochs"]):
-            order = torch.randperm(len(experience.tokens), generator=generator)
-            logged += [self.learn_minibatch(experience.rows(rows)) for rows in order.split(size // ranks)]
-        return logged
+        orders = [
+            torch.randperm(len(experience.tokens), generator=generator) for _ in range(self.hparams["epochs"])
+        ]
+        groups = [rows for order in orders for rows in order.split(size // ranks)]
+        minibatches = experience.minibatches(groups, shortest_context(self.policy, self.value))
+        return [self.learn_minibatch(minibatch) for minibatch in minibatches]
 
     def learn_minibatch(self, minibatch: Experience) -> dict[str, Tensor]:
         """Losses, backward, clipping, step."""
@@ -274,8 +274,8 @@ class PPOModule(PolicyModule):
         hp, mask = self.hparams, minibatch.mask
         # Also those of the passes without gradients, through which none would flow.
         torch.clear_autocast_cache()
-        packed = packing(mask, shortest_context(self.policy, self.value))
-        logprobs, entropy = policy_logprobs(self.policy, minibatch.tokens, mask, hp["temperature"], packed)
+        packed, temperature = minibatch.packing, hp["temperature"]
+        logprobs, entropy = policy_logprobs(self.policy, minibatch.tokens, mask, temperature, packed)
         values = state_values(self.value, minibatch.tokens, mask, packed)
         policy_loss, stats = ppo.ppo_policy_loss(
             logprobs, minibatch.logprobs, minibatch.advantages, mask, hp["clip"]

@@ -3,60 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llama2_pl.data.packing import PADDING_ID, pack_whole
+from llama2_pl.data.batches import Packing
+from llama2_pl.data.packing import PADDING_ID, pack_padded
 
 ROWS_IN_ONE = 4  # of the longest: wider rows are filled better, and cost more attention
-SAVED = 0.1  # less than this share of the positions is not worth a mask
 
 
-class Packing(NamedTuple):
-    """Where the N tokens that are read of rows (B, T) lie in fewer rows (R, W).
+def counted_lengths(mask: Tensor) -> np.ndarray:
+    """(B,): tokens of each row up to the last in mask (B, T), 0 where there is none. The host waits for them."""
+    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (mask * columns).amax(1).cpu().numpy()
 
-    Attributes:
-        source: (N,) places in the rows, flattened.
-        target: (N,) places in the packed rows, flattened.
-        document_ids: (R, W); -1 where nothing lies.
+
+def packing(lengths: np.ndarray, width: int, longest: int, device: torch.device) -> Packing | None:
+    """How to pack rows (B, width) of so many tokens (B,), at most `longest` to a row.
+
+    A row of length 0 is not read at all. None where the rows as they are cost little more.
     """
-
-    source: Tensor
-    target: Tensor
-    document_ids: Tensor
-
-
-def packing(mask: Tensor, longest: int) -> Packing | None:
-    """How to pack rows of prompt, response and padding: each up to its last token in mask (B, T), most `longest` wide.
-
-    A row without any is not read at all. None where the rows as they are cost little more.
-    """
-    rows, width = mask.shape
-    columns = torch.arange(1, width + 1, device=mask.device)
-    lengths = (mask * columns).amax(1).cpu().numpy()
-    used = lengths.nonzero()[0]
-    if not len(used):
-        return None
-    plan = pack_whole(lengths[used], max(width, min(ROWS_IN_ONE * width, longest)), seed=0)
-    documents = [used[plan.row(r)] for r in range(len(plan))]
-    packed = max(int(lengths[row].sum()) for row in documents)
-    if len(documents) * packed > (1 - SAVED) * rows * width:
-        return None
-    ids = np.full((len(documents), packed), -1, dtype=np.int32)
-    source, target = [], []
-    for r, row in enumerate(documents):
-        at = 0
-        for number, document in enumerate(row.tolist()):
-            length = int(lengths[document])
-            ids[r, at : at + length] = number
-            source.append(np.arange(length) + document * width)
-            target.append(np.arange(at, at + length) + r * packed)
-            at += length
-    parts = (np.concatenate(source), np.concatenate(target), ids)
-    return Packing(*(torch.from_numpy(part).to(mask.device) for part in parts))
+    plan = pack_padded(lengths, width, max(width, min(ROWS_IN_ONE * width, longest)))
+    return None if plan is None else Packing(*(part.to(device) for part in plan))
 
 
 def read(forward: Callable[..., Tensor], tokens: Tensor, packing: Packing | None) -> Tensor:

@@ -238,3 +238,20 @@ def test_real_pairs_of_hh_rlhf_are_read(make_data: MakeData, write_rows, shared_
     held_out = sum(len(batch.rating) for batch in data.val_dataloader())
     assert report["pairs"]["helpful"] > 140 and held_out > 5
     assert next(iter(data.train_dataloader())).tokens.shape[1] <= 504
+
+
+def test_a_batch_says_how_its_rows_are_read_without_padding(
+    make_data: MakeData, tokenizer, write_rows
+) -> None:
+    long = "one two three four five six seven eight nine ten " * 4
+    rows = [pair(f"{long if i % 4 == 0 else 'short'} {i}", "yes", "no") for i in range(16)]
+    data = make_data(helpful=write_rows("uneven.jsonl", rows), safety=None)
+    for batch in data.train_dataloader():
+        packed = batch.packing
+        assert packed is not None and packed.document_ids.numel() < 0.9 * batch.tokens.numel()
+        assert packed.document_ids.shape[1] <= batch.tokens.shape[1]
+        assert len(packed.source) == int(batch.lengths.sum())
+        places = [
+            n * batch.tokens.shape[1] + t for n, length in enumerate(batch.lengths) for t in range(length)
+        ]
+        assert sorted(packed.source.tolist()) == places

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from llama2_pl.data.batches import Batch, PreferenceBatch
+from llama2_pl.data.batches import Batch, Packing, PreferenceBatch
+from llama2_pl.data.packing import pack_padded
 from llama2_pl.generation import batching
 from llama2_pl.generation.decoder import Decoder
 from llama2_pl.generation.slots import Slots
@@ -87,6 +89,13 @@ def language(documents: bool) -> None:
             step(module, Batch(ids(ROWS, WIDTH), mask(ROWS, WIDTH), numbers))
 
 
+def plan() -> Packing:
+    """As the data module makes one on the host, of rows half as long as the longest but for one."""
+    found = pack_padded(np.array([WIDTH] + (2 * ROWS - 1) * [WIDTH // 2]), WIDTH, WIDTH)
+    assert found is not None
+    return Packing(*(torch.empty(part.shape, dtype=part.dtype, device=DEVICE) for part in found))
+
+
 def preferences() -> PreferenceBatch:
     return PreferenceBatch(
         tokens=ids(2 * ROWS, WIDTH),
@@ -94,6 +103,7 @@ def preferences() -> PreferenceBatch:
         rating=torch.zeros(ROWS, dtype=torch.int64, device=DEVICE),
         is_safe=torch.ones(2 * ROWS, dtype=torch.int64, device=DEVICE),
         source=torch.zeros(ROWS, dtype=torch.int64, device=DEVICE),
+        packing=plan(),
     )
 
 
@@ -113,13 +123,12 @@ def dpo() -> None:
 
 
 def ppo_minibatch() -> None:
-    """Without packing, whose plan is the host's: it needs the lengths once a minibatch."""
-    ppo.packing = lambda mask, longest: None  # type: ignore[assignment]
+    """An update, whose minibatch was planned before: the host waits for the lengths once an iteration."""
     module = ppo.PPOModule("policy.ckpt", "reward.ckpt", "tokenizer.model")
     with without_numbers():
         attach(module, policy=network(LanguageModel), value=network(ScalarModel))
-        numbers = torch.randn(5, ROWS, WIDTH, device=DEVICE)
-        loss, _ = module.losses(Experience(ids(ROWS, WIDTH), mask(ROWS, WIDTH), *numbers))
+        numbers = torch.randn(5, 2 * ROWS, WIDTH, device=DEVICE)
+        loss, _ = module.losses(Experience(ids(2 * ROWS, WIDTH), mask(2 * ROWS, WIDTH), *numbers, plan()))
         loss.backward()
 
 

@@ -11,7 +11,9 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from llama2_pl.data.batches import PreferenceBatch
+from llama2_pl.data.packing import pack_padded
 from llama2_pl.modules import PretrainModule, RewardModule
+from llama2_pl.modules.unpadded import read
 
 NAN = float("nan")
 
@@ -218,23 +220,37 @@ def test_a_step_never_makes_the_host_wait_for_the_device(config, make, monkeypat
     monkeypatch.setattr(module, "sum_over_ranks", lambda partial: partial)
     module.trainer = run = L.Trainer(accelerator="cpu", devices=1, logger=False)
     run.optimizers = [torch.optim.SGD(module.parameters(), lr=0.1)]
-    module.training_step(PreferenceBatch(*(t.to("meta") for t in make.pairs())), 0).backward()
+    module.training_step(PreferenceBatch(*(t.to("meta") for t in make.pairs()[:-1])), 0).backward()
     assert module.model.head.weight.grad.is_meta and logged["log"][1].is_meta
 
 
-@pytest.mark.parametrize("groups", [2, 3, 4])
-def test_groups_of_like_length_change_neither_scores_nor_gradients(config, make, groups):
+@pytest.mark.parametrize("capacity", [10, 17, 64])
+def test_rows_packed_without_padding_have_the_same_scores_and_gradients(config, make, capacity):
     batch = make.pairs(5, seed=3)
-    whole, parts = fresh(config), fresh(config, length_groups=groups)
-    parts.load_state_dict(whole.state_dict())
-    for module in (whole, parts):
-        module.loss(module(batch.tokens, batch.lengths), batch.rating, batch.is_safe).backward()
-    with torch.no_grad():
-        torch.testing.assert_close(
-            parts(batch.tokens, batch.lengths), whole(batch.tokens, batch.lengths), atol=1e-6, rtol=0
-        )
-    for a, b in zip(parts.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4)
+    packing = pack_padded(batch.lengths.numpy(), 10, capacity)
+    assert packing is not None and packing.document_ids.numel() < batch.tokens.numel()
+    module, found = fresh(config), []
+    for plan in (None, packing):
+        module.zero_grad()
+        scores = module(batch.tokens, batch.lengths, plan)
+        module.loss(scores, batch.rating, batch.is_safe).backward()
+        found.append([scores.detach(), *(p.grad.clone() for p in module.parameters())])
+    torch.testing.assert_close(found[1][0], found[0][0], atol=1e-6, rtol=0)
+    for packed, padded in zip(found[1][1:], found[0][1:], strict=True):
+        torch.testing.assert_close(packed, padded, atol=1e-6, rtol=1e-4)
+
+
+def test_training_validation_and_prediction_read_packed_rows(config, trainer, make, monkeypatch):
+    module, seen = fresh(config), []
+    monkeypatch.setattr("llama2_pl.modules.reward.read", lambda *given: seen.append(given[2]) or read(*given))
+    batch = make.pairs(5, seed=3)
+    packed = batch._replace(packing=pack_padded(batch.lengths.numpy(), 10, 17))
+    run = trainer(max_steps=1)
+    run.fit(module, make.loader([packed]), make.loader([packed]))
+    (scores,) = run.predict(module, make.loader([packed]))
+    (padded,) = run.predict(module, make.loader([batch]))
+    torch.testing.assert_close(scores.logit, padded.logit, atol=1e-6, rtol=0)
+    assert len(seen) == 3 and all(torch.equal(p.document_ids, packed.packing.document_ids) for p in seen)
 
 
 def test_predictions_are_logits_and_their_sigmoids(config, trainer, make):

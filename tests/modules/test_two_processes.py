@@ -18,6 +18,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from llama2_pl.data.batches import Batch, PreferenceBatch
+from llama2_pl.data.packing import pack_padded
 from llama2_pl.modules import DPOModule, PretrainModule
 
 folder = sys.argv[1]
@@ -49,20 +50,23 @@ def rows(rank):
 
 
 def pairs(rank):
-    """Four micro-batches of two pairs; rank 1's answers are shorter."""
+    """Four micro-batches of two pairs; rank 1's answers are shorter, and its rows are read packed."""
     generator = torch.Generator().manual_seed(10 + rank)
     for _ in range(4):
         prompt = torch.randint(3, 64, (2, 3), generator=generator).repeat(2, 1)
         tokens = torch.cat([prompt, torch.randint(3, 64, (4, 9), generator=generator)], 1)
         lengths = torch.randint(5, 8 if rank else 13, (4,), generator=generator)
         tokens[torch.arange(12) >= lengths[:, None]] = 0
-        yield PreferenceBatch(tokens, lengths, torch.zeros(2).long(), torch.full((4,), 1.0), torch.zeros(2).long())
+        columns = tokens, lengths, torch.zeros(2).long(), torch.full((4,), 1.0), torch.zeros(2).long()
+        packing = pack_padded(lengths.numpy(), 12, 24)
+        assert rank == 0 or packing is not None
+        yield PreferenceBatch(*columns, packing)
 
 
 def of_both(one, other):
     """The batch of two ranks' pairs: chosen rows of both, then rejected rows of both."""
     columns = []
-    for a, b in zip(one, other, strict=True):
+    for a, b in zip(one[:-1], other[:-1], strict=True):
         sides = 2 if len(a) == 4 else 1
         columns.append(torch.cat([x for side in zip(a.chunk(sides), b.chunk(sides)) for x in side]))
     return PreferenceBatch(*columns)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
+from llama2_pl.data.batches import Packing
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.modules.experience import policy_logprobs, state_values
-from llama2_pl.modules.unpadded import packing, read
+from llama2_pl.modules.unpadded import counted_lengths, packing, read
 
 CONFIG = ModelConfig(
     dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=61, multiple_of=16, max_seq_len=64
 )
 # prompt and answer of each row; row 3 has an answer that nothing is learned from
 LENGTHS = [(3, 2), (4, 12), (2, 1), (6, 0), (5, 4), (1, 7)]
+
+
+def plan(mask: torch.Tensor, longest: int) -> Packing | None:
+    return packing(counted_lengths(mask), mask.shape[1], longest, mask.device)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_every_token_up_to_the_last_that_counts_is_read_once(rows) -> None:
     _, mask = rows
-    found = packing(mask, 64)
+    found = plan(mask, 64)
     assert found is not None
     read_of = [sum(lengths) if lengths[1] else 0 for lengths in LENGTHS]
     assert sorted(found.source.tolist()) == [
@@ -38,7 +43,7 @@ def test_every_token_up_to_the_last_that_counts_is_read_once(rows) -> None:
     assert len(set(found.target.tolist())) == len(found.target) == int((found.document_ids >= 0).sum()) == 41
     # one row of 41 where 96 positions were; 64 at most, and four of the longest are 64
     assert found.document_ids.shape == (1, 41)
-    assert packing(mask, 20).document_ids.shape[1] <= 20
+    assert plan(mask, 20).document_ids.shape[1] <= 20
 
 
 def test_log_probabilities_values_and_gradients_are_those_of_the_padded_rows(rows) -> None:
@@ -47,7 +52,7 @@ def test_log_probabilities_values_and_gradients_are_those_of_the_padded_rows(row
     policy, value = LanguageModel(CONFIG), ScalarModel(CONFIG)
     weights = torch.randn(mask.shape)
     results = []
-    for packed in (None, packing(mask, 64), packing(mask, 20)):
+    for packed in (None, plan(mask, 64), plan(mask, 20)):
         policy.zero_grad()
         value.zero_grad()
         logprobs, entropy = policy_logprobs(policy, tokens, mask, 0.7, packed)
@@ -62,10 +67,10 @@ def test_log_probabilities_values_and_gradients_are_those_of_the_padded_rows(row
 
 def test_rows_with_hardly_any_padding_stay_as_they_are() -> None:
     mask = torch.ones(4, 16, dtype=torch.bool)
-    assert packing(mask, 64) is None
+    assert plan(mask, 64) is None
     mask[0, 10:] = False  # 6 of 64: less than a tenth
-    assert packing(mask, 64) is None
-    assert packing(torch.zeros(4, 16, dtype=torch.bool), 64) is None
+    assert plan(mask, 64) is None
+    assert plan(torch.zeros(4, 16, dtype=torch.bool), 64) is None
     seen = []
     read(lambda tokens: seen.append(tokens.shape) or tokens, torch.zeros(4, 16), None)
     assert seen == [(4, 16)]
