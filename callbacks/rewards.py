@@ -11,7 +11,7 @@ import torch
 from llama2_pl.checkpoints.ours import load_reward_model
 from llama2_pl.data.default.oracle import gold_score
 from llama2_pl.data.readers.prompts import PromptRow
-from llama2_pl.evaluation.reward import score_responses
+from llama2_pl.evaluation.scoring import score_responses
 from llama2_pl.model.heads import ScalarModel
 from llama2_pl.objectives.reward import combined_reward
 from llama2_pl.text.chat import Dialog, encode_dialog

@@ -38,15 +38,19 @@ def without_needless_mask(batch: Batch) -> Batch:
 class Packing(NamedTuple):
     """Where the N real tokens of padded rows (B, T) lie in fewer rows (R, W), which hold several of them each.
 
-    Made on the host, where the lengths are, so that no step waits for them.
+    Rows that begin alike can share those tokens: a document of several branches. See llama2_pl.data.unpadded.
     """
 
     source: Tensor
     """(N,) int64; places in the padded rows, flattened."""
     target: Tensor
-    """(N,) int64; places in the packed rows, flattened."""
+    """(N,) int64; places in the packed rows, flattened; one for all where rows share a token."""
     document_ids: Tensor
-    """(R, W) int32; which padded row of its packed row a token belongs to, counted from 0; -1 where nothing lies."""
+    """(R, W) int32; which document of its packed row a token belongs to, counted from 0; -1 where nothing lies."""
+    positions: Tensor
+    """(R, W) int64; each token's place in its padded row."""
+    branches: Tensor | None
+    """(R, W) int32; 0 what all rows of a document share, else the row's number in it. None: one row to a document."""
 
 
 class PreferenceBatch(NamedTuple):

@@ -6,7 +6,6 @@ what happens at the end of a row. Our choice: no dialogue is cut in two, since a
 and the second half would be answers to a question the model cannot see; rows have some padding instead.
 
 A row is a list of segments, each a stretch of one document; ``fill_rows`` makes arrays of either kind.
-Batches that are padded, since a row is one answer, are read packed all the same: ``pack_padded``.
 """
 
 from __future__ import annotations
@@ -20,15 +19,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from llama2_pl.data.batches import Batch, Packing
+from llama2_pl.data.batches import Batch
 from llama2_pl.data.sampling import mix64, permute
 from llama2_pl.data.token_file import TokenFile
 
 PADDING_ID = 0
 WINDOW = 16_384
 BLOCK = 1024
-SAVED = 0.1  # less than this share of a padded batch's positions is not worth a mask
-WIDTHS_TRIED = 4  # between rows filled to the brim and the widest allowed
 
 
 class Segment(NamedTuple):
@@ -139,42 +136,3 @@ def fill_rows(rows: Sequence[Sequence[Segment]], seq_len: int) -> Batch:
             document_ids[r, at:end] = number
             at = end
     return Batch(torch.from_numpy(tokens), torch.from_numpy(loss_mask), torch.from_numpy(document_ids))
-
-
-def pack_padded(lengths: np.ndarray, width: int, capacity: int) -> Packing | None:
-    """How to read right-padded rows (B, width) of so many tokens (B,) in rows of at most `capacity` >= width tokens.
-
-    A row of length 0 is not read at all. None where the rows as they are cost little more.
-    """
-    used = lengths.nonzero()[0]
-    if not len(used):
-        return None
-    plan = _pack_evenly(lengths[used], capacity)
-    rows = [used[plan.row(r)] for r in range(len(plan))]
-    packed = max(int(lengths[row].sum()) for row in rows)
-    if len(rows) * packed > (1 - SAVED) * len(lengths) * width:
-        return None
-    ids = np.full((len(rows), packed), -1, dtype=np.int32)
-    source, target = [], []
-    for r, row in enumerate(rows):
-        at = 0
-        for number, padded in enumerate(row.tolist()):
-            length = int(lengths[padded])
-            ids[r, at : at + length] = number
-            source.append(np.arange(length) + padded * width)
-            target.append(np.arange(at, at + length) + r * packed)
-            at += length
-    return Packing(
-        *(torch.from_numpy(part) for part in (np.concatenate(source), np.concatenate(target), ids))
-    )
-
-
-def _pack_evenly(lengths: np.ndarray, capacity: int) -> RowPlan:
-    """As few rows as at `capacity`, and narrower where that suffices: the last row is filled, too."""
-    plan = pack_whole(lengths, capacity, seed=0)
-    narrowest = max(-(-int(lengths.sum()) // len(plan)), int(lengths.max()))
-    for narrower in np.linspace(narrowest, capacity, WIDTHS_TRIED, endpoint=False, dtype=int).tolist():
-        found = pack_whole(lengths, narrower, seed=0)
-        if len(found) == len(plan):
-            return found
-    return plan

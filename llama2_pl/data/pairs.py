@@ -13,10 +13,10 @@ import torch
 
 from llama2_pl.data.batches import PreferenceBatch
 from llama2_pl.data.collate import right_pad
-from llama2_pl.data.packing import pack_padded
 from llama2_pl.data.readers import PreferenceRow
 from llama2_pl.data.sampling import RowStream, permute
 from llama2_pl.data.token_file import TokenFile, TokenFileWriter
+from llama2_pl.data.unpadded import pack_pairs
 from llama2_pl.text.chat import Dialog, encode_dialog, truncate_dialog
 from llama2_pl.text.tags import TagPolicy
 from llama2_pl.text.tokenizer import Tokenizer
@@ -77,7 +77,7 @@ class PairBatches:
             torch.from_numpy(np.where(rating == UNRATED, self.unrated, rating)),
             torch.from_numpy(self.file.is_safe[pairs].T.reshape(-1).astype(np.float32)),
             torch.from_numpy(self.file.source[pairs].astype(np.int64)),
-            pack_padded(lengths.numpy(), tokens.shape[1], tokens.shape[1]),
+            pack_pairs(tokens.numpy(), lengths.numpy()),
         )
 
 

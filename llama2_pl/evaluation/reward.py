@@ -7,10 +7,8 @@ from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from llama2_pl.evaluation.intervals import Interval, bootstrap
-from llama2_pl.model.heads import ScalarModel
 
 RATINGS = ("significantly better", "better", "slightly better", "negligibly better")
 UNRATED = -1  # counts in `overall` and in no rating
@@ -59,26 +57,6 @@ class ScoredPairs(NamedTuple):
     source: Tensor
     chosen_safe: Tensor
     rejected_safe: Tensor
-
-
-@torch.no_grad()
-def score_responses(model: ScalarModel, rows: Sequence[Sequence[int]], *, max_batch: int = 64) -> Tensor:
-    """Dialogues as ids -> (R,) float32 scores, read at each row's last token; rows of like length go together."""
-    if any(len(row) == 0 for row in rows):
-        raise ValueError("cannot score an empty row; give the ids of prompt and response")
-    device, was_training = next(model.parameters()).device, model.training
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    scores = torch.zeros(len(rows))
-    model.eval()
-    try:
-        for start in range(0, len(order), max_batch):
-            index = order[start : start + max_batch]
-            tokens = pad_sequence([torch.tensor(rows[i]) for i in index], batch_first=True).to(device)
-            lengths = torch.tensor([len(rows[i]) for i in index], device=device)
-            scores[index] = model.score(tokens, lengths).float().cpu()
-    finally:
-        model.train(was_training)
-    return scores
 
 
 def is_right(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -26,12 +26,18 @@ class LanguageModel(nn.Module):
         *,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
+        branches: Tensor | None = None,
         key_mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """(B, T) -> logits (B, T, V) float32. Arguments as for `Transformer`."""
         hidden = self.hidden(
-            tokens, positions=positions, document_ids=document_ids, key_mask=key_mask, cache=cache
+            tokens,
+            positions=positions,
+            document_ids=document_ids,
+            branches=branches,
+            key_mask=key_mask,
+            cache=cache,
         )
         return self.head(hidden).float()
 
@@ -41,12 +47,18 @@ class LanguageModel(nn.Module):
         *,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
+        branches: Tensor | None = None,
         key_mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """(B, T) -> (B, T, D): for losses that never hold all logits at once."""
         return self.backbone(
-            tokens, positions=positions, document_ids=document_ids, key_mask=key_mask, cache=cache
+            tokens,
+            positions=positions,
+            document_ids=document_ids,
+            branches=branches,
+            key_mask=key_mask,
+            cache=cache,
         )
 
 
@@ -65,12 +77,18 @@ class ScalarModel(nn.Module):
         *,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
+        branches: Tensor | None = None,
         key_mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """(B, T) -> (B, T) float32, one value per position. Arguments as for `Transformer`."""
         hidden = self.backbone(
-            tokens, positions=positions, document_ids=document_ids, key_mask=key_mask, cache=cache
+            tokens,
+            positions=positions,
+            document_ids=document_ids,
+            branches=branches,
+            key_mask=key_mask,
+            cache=cache,
         )
         return self.head(hidden).squeeze(-1).float()
 

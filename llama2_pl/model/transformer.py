@@ -40,6 +40,7 @@ class Transformer(nn.Module):
         *,
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
+        branches: Tensor | None = None,
         key_mask: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
@@ -50,17 +51,23 @@ class Transformer(nn.Module):
             positions: (B, T); by default they count from the cache's length, from each document's start, or over the
                 keys that count.
             document_ids: (B, T); attention stays inside a document.
+            branches: (B, T); of a document that is a tree, 0 its trunk, which all its branches read, and else the
+                branch, which only its own tokens read. With positions, where each branch goes on from the trunk.
             key_mask: (B, S) bool, S the filled cache with these tokens: False keys, such as left padding, are not read.
             cache: keys and values of earlier tokens; these are added behind them.
         """
         past = cache.length if cache is not None else 0
         check_lengths(self.config, tokens, positions, document_ids, key_mask, cache)
+        if branches is not None and (document_ids is None or positions is None):
+            raise ValueError(
+                "branches without document_ids and positions: give both, they are parts of documents"
+            )
         if positions is None:
             positions = default_positions(tokens, document_ids, key_mask, past)
-        if self.flash_attention and document_ids is not None and key_mask is None:
+        if self.flash_attention and document_ids is not None and branches is None and key_mask is None:
             mask = bounds_of_documents(document_ids)
         else:
-            mask = attention_mask(tokens, document_ids, key_mask, past)
+            mask = attention_mask(tokens, document_ids, branches, key_mask, past)
         rotation = self.rope(positions)
         hidden = self.embedding(tokens)
         for number, layer in enumerate(self.layers):
@@ -140,7 +147,7 @@ def bounds_of_documents(document_ids: Tensor) -> Documents:
 
 
 def attention_mask(
-    tokens: Tensor, document_ids: Tensor | None, key_mask: Tensor | None, past: int
+    tokens: Tensor, document_ids: Tensor | None, branches: Tensor | None, key_mask: Tensor | None, past: int
 ) -> Tensor | None:
     """(B or 1, 1, T, S) True where a query may read a key; None where plain causal attention is meant."""
     steps = tokens.shape[1]
@@ -151,6 +158,9 @@ def attention_mask(
     mask = (keys <= queries.unsqueeze(1)).unsqueeze(0)
     if document_ids is not None:
         mask = mask & (document_ids.unsqueeze(2) == document_ids.unsqueeze(1))
+    if branches is not None:
+        read = branches.unsqueeze(1)
+        mask = mask & ((read == 0) | (read == branches.unsqueeze(2)))
     if key_mask is not None:
         # A padded query reads itself: a row of the softmax with nothing in it would be NaN.
         mask = mask & (key_mask[:, None, : past + steps] | (keys == queries.unsqueeze(1)))

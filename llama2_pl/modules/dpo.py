@@ -9,11 +9,11 @@ from torch import Tensor
 
 from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.batches import PreferenceBatch
+from llama2_pl.data.unpadded import read
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.parallel import weights_fingerprint
 from llama2_pl.modules.base import LlamaModule, plain_arguments
-from llama2_pl.modules.unpadded import read
 from llama2_pl.objectives.dpo import answer_mask, dpo_loss, implicit_rewards
 from llama2_pl.objectives.language import token_logprobs_from_hidden
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from llama2_pl.data.batches import Packing
+from llama2_pl.data.unpadded import ROWS_IN_ONE, counted_lengths, on_device, pack_padded, read
 from llama2_pl.generation.sampler import Rollout
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.modules.policy import Scored
-from llama2_pl.modules.unpadded import counted_lengths, packing, read
 from llama2_pl.objectives.language import token_logprobs_from_hidden
 from llama2_pl.objectives.ppo import values_before_tokens
 from llama2_pl.objectives.reward import whiten
@@ -45,9 +45,8 @@ class Experience(NamedTuple):
     rewards: Tensor  # of each token: the answer's at its last, minus beta KL on all
     packing: Packing | None = None  # how the rows are read without their padding
 
-    def minibatches(self, groups: Sequence[Tensor], longest: int) -> Iterator[Experience]:
-        """The rows of each group, without the columns that are padding in all of them, to be read packed in rows of
-        up to `longest` tokens.
+    def minibatches(self, groups: Sequence[Tensor]) -> Iterator[Experience]:
+        """The rows of each group, without the columns that are padding in all of them, to be read packed.
 
         All are planned before the first is given, for the host waits for the lengths; no update does.
         """
@@ -55,7 +54,8 @@ class Experience(NamedTuple):
         for group in groups:
             mine = lengths[group.numpy()]
             width = int(mine.max()) or self.tokens.shape[1]
-            plans.append((group.to(device), width, packing(mine, width, longest, device)))
+            packing = pack_padded(mine, width, ROWS_IN_ONE * width)
+            plans.append((group.to(device), width, on_device(packing, device)))
         for index, width, plan in plans:
             columns: list[Any] = [column[index, :width] for column in self[:-1]]
             yield Experience(*columns, packing=plan)
@@ -72,11 +72,6 @@ class Iteration(NamedTuple):
     experience: Experience
     updates: list[dict[str, Tensor]]
     """What each minibatch logged, in order."""
-
-
-def shortest_context(*models: LanguageModel | ScalarModel) -> int:
-    """Most tokens of a row that all of them can read."""
-    return min(model.config.max_seq_len for model in models)
 
 
 def policy_logprobs(
@@ -106,12 +101,11 @@ def judge(
     Without a policy its log-probabilities are those that the sampler noted, at temperature 1. They come from cached
     decoding, whose rounding differs from that of training: the first ratio is then 1 and the first KL 0 only nearly.
     """
-    readers = [reference, value] if policy is None else [policy, reference, value]
-    parts, lengths, longest = [], counted_lengths(rollout.response_mask), shortest_context(*readers)
+    parts, lengths, width = [], counted_lengths(rollout.response_mask), rollout.tokens.shape[1]
     for start in range(0, len(rollout.tokens), batch):
         rows = slice(start, start + batch)
         tokens, mask = rollout.tokens[rows], rollout.response_mask[rows]
-        packed = packing(lengths[rows], tokens.shape[1], longest, tokens.device)
+        packed = on_device(pack_padded(lengths[rows], width, ROWS_IN_ONE * width), tokens.device)
         own = rollout.logprobs[rows], None, None
         if policy is not None:
             own = own_judgement(policy, tokens, mask, temperature, packed)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from llama2_pl.checkpoints.ours import load_reward_model
+from llama2_pl.evaluation.scoring import score_rows
 from llama2_pl.generation.sampler import Rollout
 from llama2_pl.model.heads import LanguageModel, ScalarModel
-from llama2_pl.model.parallel import is_sharded, largest_over_ranks
 from llama2_pl.modules.base import LlamaModule
 from llama2_pl.objectives.reward import combined_reward
 from llama2_pl.text.tokenizer import Tokenizer
@@ -111,28 +111,16 @@ def score_rollout(
 
     Without a safety model every answer counts as safe and the helpfulness score stands.
     """
-    helpfulness = score_rows(rewards.helpfulness, rollout, batch)
+    helpfulness = score_rows(rewards.helpfulness, rollout.tokens, rollout.lengths, batch)
     if rewards.safety is None:
         certain = torch.full_like(helpfulness, torch.inf)
         combined = combined_reward(certain, helpfulness, torch.zeros_like(is_safety), threshold)
         return Scored(
             combined.scores, helpfulness, torch.full_like(helpfulness, torch.nan), combined.from_safety
         )
-    safety = score_rows(rewards.safety, rollout, batch)
+    safety = score_rows(rewards.safety, rollout.tokens, rollout.lengths, batch)
     combined = combined_reward(safety, helpfulness, is_safety, threshold)
     return Scored(combined.scores, helpfulness, safety, combined.from_safety)
-
-
-def score_rows(model: ScalarModel, rollout: Rollout, batch: int) -> Tensor:
-    """(B,) linear scores of prompt and response, at the last token of each; rows of like length are read together."""
-    order = rollout.lengths.argsort()
-    parts = list(order.split(batch))
-    passes = largest_over_ranks(len(parts), order.device) if is_sharded(model) else len(parts)
-    scores = [
-        model.score(rollout.tokens[rows, : int(rollout.lengths[rows].max())], rollout.lengths[rows])
-        for rows in [*parts, *[order[:1]] * (passes - len(parts))]  # a rank with fewer rows goes along
-    ]
-    return torch.cat(scores[: len(parts)])[order.argsort()]
 
 
 def seeded(*numbers: int) -> torch.Generator:

@@ -24,7 +24,6 @@ from llama2_pl.modules.experience import (
     counted_tokens,
     judge,
     policy_logprobs,
-    shortest_context,
     state_values,
 )
 from llama2_pl.modules.optimizer import adamw, decay_groups
@@ -247,8 +246,7 @@ class PPOModule(PolicyModule):
             torch.randperm(len(experience.tokens), generator=generator) for _ in range(self.hparams["epochs"])
         ]
         groups = [rows for order in orders for rows in order.split(size // ranks)]
-        minibatches = experience.minibatches(groups, shortest_context(self.policy, self.value))
-        return [self.learn_minibatch(minibatch) for minibatch in minibatches]
+        return [self.learn_minibatch(minibatch) for minibatch in experience.minibatches(groups)]
 
     def learn_minibatch(self, minibatch: Experience) -> dict[str, Tensor]:
         """Losses, backward, clipping, step."""

@@ -21,11 +21,11 @@ from llama2_pl.evaluation.reward_metrics import (
     ScoreHistogram,
     UnsafeRecall,
 )
+from llama2_pl.evaluation.scoring import score_padded
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import ScalarModel
 from llama2_pl.model.parallel import data_group
 from llama2_pl.modules.base import LlamaModule, check_same_config, plain_arguments, with_scalar_head
-from llama2_pl.modules.unpadded import read
 from llama2_pl.objectives.preference import Margin, margin_of_rating, ranking_loss, safety_auxiliary_loss
 
 
@@ -103,10 +103,7 @@ class RewardModule(LlamaModule):
 
     def forward(self, tokens: Tensor, lengths: Tensor, packing: Packing | None = None) -> Tensor:
         """Right-padded dialogues (R, T), lengths (R,) -> linear scores (R,); the same with a packing, in less time."""
-        if packing is None:
-            return self.model.score(tokens, lengths)
-        values = read(self.model, tokens, packing)
-        return values[torch.arange(len(values), device=values.device), lengths - 1]
+        return score_padded(self.model, tokens, lengths, packing)
 
     def loss(self, scores: Tensor, rating: Tensor, is_safe: Tensor) -> Tensor:
         """scores (2N,) = [chosen; rejected], rating (N,), is_safe (2N,) -> ()."""

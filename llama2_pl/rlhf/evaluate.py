@@ -38,9 +38,9 @@ from llama2_pl.evaluation.reward import (
     gap_by_rating,
     score_by_quality,
     score_histogram,
-    score_responses,
     unsafe_detection,
 )
+from llama2_pl.evaluation.scoring import score_responses
 from llama2_pl.files import write_json
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD

@@ -12,7 +12,7 @@ from llama2_pl.checkpoints.ours import load_reward_model
 from llama2_pl.data.default.oracle import gold_score
 from llama2_pl.evaluation.answers import Answers, answers
 from llama2_pl.evaluation.intervals import Interval, bootstrap
-from llama2_pl.evaluation.reward import score_responses
+from llama2_pl.evaluation.scoring import score_responses
 from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD, combined_reward

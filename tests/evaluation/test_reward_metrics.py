@@ -158,17 +158,6 @@ def test_the_histogram_of_sigmoids_has_the_same_edges_for_every_model():
     assert histogram == {"edges": [0.0, 0.25, 0.5, 0.75, 1.0], "share": [0.25, 0.0, 0.25, 0.5]}
 
 
-def test_scores_in_batches_equal_scores_one_by_one_and_mode_is_kept(model):
-    rows = [[1, 5, 6], [1], [1, 9, 9, 9, 9, 2], [1, 3]]
-    model.train()
-    scores = reward.score_responses(model, rows, max_batch=3)
-    assert model.training
-    model.eval()
-    with torch.no_grad():
-        expected = [model(torch.tensor([row]))[0, -1].item() for row in rows]
-    assert scores.tolist() == pytest.approx(expected, abs=1e-5)
-
-
 def test_results_go_into_json():
     json.dumps(
         [
@@ -179,11 +168,6 @@ def test_results_go_into_json():
             reward.gap_by_rating(CHOSEN, REJECTED, RATING),
         ]
     )
-
-
-def test_an_empty_row_is_refused(model):
-    with pytest.raises(ValueError, match="empty row"):
-        reward.score_responses(model, [[1], []])
 
 
 def test_the_score_is_averaged_at_seven_points_of_quality():

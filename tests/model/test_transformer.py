@@ -134,6 +134,8 @@ def test_a_cache_that_is_full_says_so() -> None:
     [
         ({"cache": KVCache(GQA, 2, 64), "document_ids": torch.zeros(2, 20)}, "document_ids with a cache"),
         ({"key_mask": torch.ones(2, 1, dtype=torch.bool)}, "key_mask covers 1 keys of 20"),
+        ({"branches": torch.zeros(2, 20)}, "branches without document_ids and positions: give both"),
+        ({"branches": torch.zeros(2, 20), "positions": torch.zeros(2, 20)}, "branches without document_ids"),
     ],
 )
 def test_arguments_that_broadcasting_would_swallow_are_refused(arguments: dict, message: str) -> None:

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from llama2_pl.data.batches import Batch, Packing, PreferenceBatch
-from llama2_pl.data.packing import pack_padded
+from llama2_pl.data.unpadded import pack_pairs
 from llama2_pl.generation import batching
 from llama2_pl.generation.decoder import Decoder
 from llama2_pl.generation.slots import Slots
@@ -90,10 +90,11 @@ def language(documents: bool) -> None:
 
 
 def plan() -> Packing:
-    """As the data module makes one on the host, of rows half as long as the longest but for one."""
-    found = pack_padded(np.array([WIDTH] + (2 * ROWS - 1) * [WIDTH // 2]), WIDTH, WIDTH)
-    assert found is not None
-    return Packing(*(torch.empty(part.shape, dtype=part.dtype, device=DEVICE) for part in found))
+    """As the data module makes one on the host, of rows half as long as the longest but for one, all alike."""
+    lengths = np.array([WIDTH] + (2 * ROWS - 1) * [WIDTH // 2])
+    found = pack_pairs(np.ones((2 * ROWS, WIDTH), dtype=np.int64), lengths)
+    assert found is not None and found.branches is not None
+    return Packing(*(torch.empty_like(part, device=DEVICE) for part in found))  # type: ignore[arg-type]
 
 
 def preferences() -> PreferenceBatch:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llama2_pl.data.batches import PreferenceBatch
-from llama2_pl.data.packing import pack_padded
+from llama2_pl.data.unpadded import pack_pairs
 from llama2_pl.modules import DPOModule, PretrainModule
 
 BETA = 0.3
@@ -54,7 +54,7 @@ def literal_loss(policy, reference, batch: PreferenceBatch) -> torch.Tensor:
 def test_loss_and_gradient_are_those_of_the_equation(policy, trainer, make, monkeypatch, packed):
     module, batch = DPOModule(policy, beta=BETA, lr=1e-2), pairs(4)
     if packed:
-        batch = batch._replace(packing=pack_padded(batch.lengths.numpy(), 9, 64))
+        batch = batch._replace(packing=pack_pairs(batch.tokens.numpy(), batch.lengths.numpy()))
         assert batch.packing is not None
     trainer(max_steps=3).fit(module, make.loader([pairs(4, seed=n) for n in range(3)]))  # away from the start
     reference = module._reference[0]

@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from llama2_pl.data.batches import PreferenceBatch
-from llama2_pl.data.packing import pack_padded
+from llama2_pl.data.unpadded import pack_pairs
+from llama2_pl.evaluation.scoring import score_padded
 from llama2_pl.modules import PretrainModule, RewardModule
-from llama2_pl.modules.unpadded import read
 
 NAN = float("nan")
 
@@ -224,10 +224,12 @@ def test_a_step_never_makes_the_host_wait_for_the_device(config, make, monkeypat
     assert module.model.head.weight.grad.is_meta and logged["log"][1].is_meta
 
 
-@pytest.mark.parametrize("capacity", [10, 17, 64])
-def test_rows_packed_without_padding_have_the_same_scores_and_gradients(config, make, capacity):
+@pytest.mark.parametrize("shared", [0, 3, 8])
+def test_rows_packed_without_padding_have_the_same_scores_and_gradients(config, make, shared):
     batch = make.pairs(5, seed=3)
-    packing = pack_padded(batch.lengths.numpy(), 10, capacity)
+    batch.tokens[5:, :shared] = batch.tokens[:5, :shared]  # the prompt; 8: also of rows that end before
+    batch.tokens[torch.arange(10) >= batch.lengths[:, None]] = 0
+    packing = pack_pairs(batch.tokens.numpy(), batch.lengths.numpy())
     assert packing is not None and packing.document_ids.numel() < batch.tokens.numel()
     module, found = fresh(config), []
     for plan in (None, packing):
@@ -242,15 +244,21 @@ def test_rows_packed_without_padding_have_the_same_scores_and_gradients(config, 
 
 def test_training_validation_and_prediction_read_packed_rows(config, trainer, make, monkeypatch):
     module, seen = fresh(config), []
-    monkeypatch.setattr("llama2_pl.modules.reward.read", lambda *given: seen.append(given[2]) or read(*given))
+
+    def watched(*given):
+        seen.append(given[3])
+        return score_padded(*given)
+
+    monkeypatch.setattr("llama2_pl.modules.reward.score_padded", watched)
     batch = make.pairs(5, seed=3)
-    packed = batch._replace(packing=pack_padded(batch.lengths.numpy(), 10, 17))
+    packed = batch._replace(packing=pack_pairs(batch.tokens.numpy(), batch.lengths.numpy()))
     run = trainer(max_steps=1)
     run.fit(module, make.loader([packed]), make.loader([packed]))
     (scores,) = run.predict(module, make.loader([packed]))
     (padded,) = run.predict(module, make.loader([batch]))
     torch.testing.assert_close(scores.logit, padded.logit, atol=1e-6, rtol=0)
-    assert len(seen) == 3 and all(torch.equal(p.document_ids, packed.packing.document_ids) for p in seen)
+    assert len(seen) == 4 and seen[3] is None
+    assert all(torch.equal(plan.document_ids, packed.packing.document_ids) for plan in seen[:3])
 
 
 def test_predictions_are_logits_and_their_sigmoids(config, trainer, make):

@@ -18,7 +18,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from llama2_pl.data.batches import Batch, PreferenceBatch
-from llama2_pl.data.packing import pack_padded
+from llama2_pl.data.unpadded import pack_pairs
 from llama2_pl.modules import DPOModule, PretrainModule
 
 folder = sys.argv[1]
@@ -58,7 +58,7 @@ def pairs(rank):
         lengths = torch.randint(5, 8 if rank else 13, (4,), generator=generator)
         tokens[torch.arange(12) >= lengths[:, None]] = 0
         columns = tokens, lengths, torch.zeros(2).long(), torch.full((4,), 1.0), torch.zeros(2).long()
-        packing = pack_padded(lengths.numpy(), 12, 24)
+        packing = pack_pairs(tokens.numpy(), lengths.numpy())
         assert rank == 0 or packing is not None
         yield PreferenceBatch(*columns, packing)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from llama2_pl.data.batches import Packing
+from llama2_pl.data.unpadded import counted_lengths, pack_padded, read
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.modules.experience import policy_logprobs, state_values
-from llama2_pl.modules.unpadded import counted_lengths, packing, read
 
 CONFIG = ModelConfig(
     dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=61, multiple_of=16, max_seq_len=64
@@ -19,7 +19,7 @@ LENGTHS = [(3, 2), (4, 12), (2, 1), (6, 0), (5, 4), (1, 7)]
 
 
 def plan(mask: torch.Tensor, longest: int) -> Packing | None:
-    return packing(counted_lengths(mask), mask.shape[1], longest, mask.device)
+    return pack_padded(counted_lengths(mask), mask.shape[1], longest)
 
 
 @pytest.fixture(scope="module")

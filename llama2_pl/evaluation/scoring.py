@@ -1,0 +1,88 @@
+"""Scores of a reward model, read without padding and with each prompt once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from llama2_pl.data.batches import Packing
+from llama2_pl.data.unpadded import ROWS_IN_ONE, Family, families, on_device, pack_padded, read
+from llama2_pl.model.heads import ScalarModel
+from llama2_pl.model.parallel import is_sharded, largest_over_ranks
+
+
+def score_padded(model: ScalarModel, tokens: Tensor, lengths: Tensor, packing: Packing | None) -> Tensor:
+    """Right-padded dialogues (R, T), lengths (R,) -> (R,) linear scores; the same with a packing, in less time."""
+    if packing is None:
+        return model.score(tokens, lengths)
+    values = read(model, tokens, packing)
+    return values[torch.arange(len(values), device=values.device), lengths - 1]
+
+
+@torch.no_grad()
+def score_rows(model: ScalarModel, tokens: Tensor, lengths: Tensor, max_batch: int) -> Tensor:
+    """Right-padded dialogues (R, T), lengths (R,) -> (R,) linear scores, about `max_batch` rows at a time.
+
+    Rows that begin alike, as the answers to one prompt, share a pass that reads the beginning once; so do rows of like
+    length. The host waits for the rows to plan it.
+    """
+    device = next(model.parameters()).device
+    plans = score_passes(tokens.cpu().numpy(), lengths.cpu().numpy(), max_batch)
+    passes = largest_over_ranks(len(plans), device) if is_sharded(model) else len(plans)
+    found = torch.zeros(len(tokens), device=device, dtype=torch.float32)
+    for rows, width, packing in [*plans, *plans[:1] * (passes - len(plans))]:  # a rank with fewer goes along
+        part, counts = tokens[rows, :width].to(device), lengths[rows].to(device)
+        found[rows.to(device)] = score_padded(model, part, counts, on_device(packing, device))
+    return found
+
+
+class ScorePass(NamedTuple):
+    """Rows (N,) that are read together, their first `width` columns, and how they are packed."""
+
+    rows: Tensor
+    width: int
+    packing: Packing | None
+
+
+def score_passes(tokens: np.ndarray, lengths: np.ndarray, max_batch: int) -> list[ScorePass]:
+    """Families of rows, short ones first, in passes of at most `max_batch` rows or of one family."""
+    related = families(tokens, lengths, ROWS_IN_ONE * tokens.shape[1])
+    related.sort(key=lambda family: int(lengths[list(family.rows)].max()))
+    groups: list[list[Family]] = []
+    room = 0
+    for family in related:
+        if room < len(family.rows):
+            groups.append([])
+            room = max_batch
+        groups[-1].append(family)
+        room -= len(family.rows)
+    return [_score_pass(group, lengths) for group in groups]
+
+
+def _score_pass(group: Sequence[Family], lengths: np.ndarray) -> ScorePass:
+    rows = np.array([row for family in group for row in family.rows])
+    width, place = int(lengths[rows].max()), iter(range(len(rows)))
+    mine = [family._replace(rows=tuple(next(place) for _ in family.rows)) for family in group]
+    capacity = max(ROWS_IN_ONE * width, *(family.size for family in group))
+    return ScorePass(torch.from_numpy(rows), width, pack_padded(lengths[rows], width, capacity, mine))
+
+
+@torch.no_grad()
+def score_responses(model: ScalarModel, rows: Sequence[Sequence[int]], *, max_batch: int = 64) -> Tensor:
+    """Dialogues as ids -> (R,) float32 scores on the CPU, read at each row's last token; see `score_rows`."""
+    if any(len(row) == 0 for row in rows):
+        raise ValueError("cannot score an empty row; give the ids of prompt and response")
+    if not rows:
+        return torch.zeros(0)
+    tokens = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    was_training = model.training
+    model.eval()
+    try:
+        return score_rows(model, tokens, torch.tensor([len(row) for row in rows]), max_batch).cpu()
+    finally:
+        model.train(was_training)

@@ -1,0 +1,87 @@
+"""Scores of many rows against each row by itself, and what is read for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llama2_pl.evaluation.scoring import score_responses, score_rows
+from llama2_pl.model.config import ModelConfig
+from llama2_pl.model.heads import ScalarModel
+
+
+@pytest.fixture(scope="module")
+def model() -> ScalarModel:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=50, multiple_of=16, max_seq_len=64
+    )
+    network = ScalarModel(config)
+    with torch.no_grad():
+        network.head.weight.normal_()
+    return network.eval()
+
+
+@torch.no_grad()
+def one_by_one(model: ScalarModel, rows: list[list[int]]) -> list[float]:
+    return [model(torch.tensor([row]))[0, -1].item() for row in rows]
+
+
+@pytest.fixture
+def read_tokens(model: ScalarModel, monkeypatch) -> list[int]:
+    """How many positions each pass reads."""
+    found: list[int] = []
+    forward = model.backbone.forward
+    monkeypatch.setattr(
+        model.backbone,
+        "forward",
+        lambda tokens, **given: found.append(tokens.numel()) or forward(tokens, **given),
+    )
+    return found
+
+
+def test_scores_in_batches_equal_scores_one_by_one_and_mode_is_kept(model):
+    rows = [[1, 5, 6], [1], [1, 9, 9, 9, 9, 2], [1, 3]]
+    model.train()
+    scores = score_responses(model, rows, max_batch=3)
+    assert model.training
+    model.eval()
+    assert scores.tolist() == pytest.approx(one_by_one(model, rows), abs=1e-5)
+
+
+@pytest.mark.parametrize("max_batch", [1, 5, 8, 64])
+def test_the_answers_to_a_prompt_are_scored_with_the_prompt_read_once(model, read_tokens, max_batch):
+    generator = torch.Generator().manual_seed(1)
+
+    def ids(count: int) -> list[int]:
+        return torch.randint(3, 50, (count,), generator=generator).tolist()
+
+    prompts = [ids(count) for count in (20, 9, 31, 14)]
+    rows = [prompt + ids(1 + (3 * n) % 7) for prompt in prompts for n in range(8)]
+    alone = one_by_one(model, rows)
+    whole = sum(read_tokens)
+    read_tokens.clear()
+    found = score_responses(model, rows, max_batch=max_batch)
+    assert found.tolist() == pytest.approx(alone, abs=1e-5)
+    real = sum(len(prompt) for prompt in prompts) + whole - 8 * sum(len(prompt) for prompt in prompts)
+    assert real <= sum(read_tokens) < 0.5 * whole
+
+
+def test_rows_are_scored_in_passes_of_like_length(model, read_tokens):
+    rows = [[3 + n] * (60 if n % 2 else 4) for n in range(8)]
+    found = score_responses(model, rows, max_batch=4)
+    assert read_tokens == [16, 240]
+    assert found.tolist() == pytest.approx(one_by_one(model, rows), abs=1e-5)
+
+
+def test_padding_is_no_part_of_a_row(model):
+    tokens = torch.tensor([[1, 5, 6, 0, 0, 0], [1, 7, 8, 9, 2, 0], [1, 5, 6, 4, 4, 2]])
+    lengths = torch.tensor([3, 5, 6])
+    alone = one_by_one(model, [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)])
+    assert score_rows(model, tokens, lengths, 8).tolist() == pytest.approx(alone, abs=1e-5)
+
+
+def test_an_empty_row_is_refused_and_no_rows_have_no_scores(model):
+    with pytest.raises(ValueError, match="empty row"):
+        score_responses(model, [[1], []])
+    assert score_responses(model, []).shape == (0,)
