@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from llama2_pl.data import CorpusDataModule, DialogueDataModule, PreferenceDataModule, PromptDataModule
     from llama2_pl.model.config import ModelConfig
     from llama2_pl.model.heads import LanguageModel, ScalarModel
+    from llama2_pl.model.processor import best_precision
     from llama2_pl.modules import (
         DPOModule,
         PPOModule,
@@ -38,6 +39,7 @@ _PLACES = {
     "SFTModule": "modules",
     "ScalarModel": "model.heads",
     "Tokenizer": "text",
+    "best_precision": "model.processor",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "ScalarModel",
     "Tokenizer",
     "__version__",
+    "best_precision",
 ]
 
 

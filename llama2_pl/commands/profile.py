@@ -21,6 +21,7 @@ from llama2_pl.generation.sampler import generate
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.parallel import ParallelPlan
+from llama2_pl.model.processor import best_precision
 from llama2_pl.modules.base import LlamaModule
 from llama2_pl.modules.ppo import PPOModule
 from llama2_pl.modules.pretrain import PretrainModule
@@ -50,7 +51,7 @@ def profile(
     rows: int = 16,
     length: int = 256,
     steps: int = 3,
-    precision: str = "bf16-mixed",
+    precision: str = "auto",
     compile: bool = False,
     out: str = "runs/profile",
 ) -> None:
@@ -66,7 +67,7 @@ def profile(
         rows: rows, pairs or prompts of a step.
         length: tokens of a row.
         steps: steps in the trace, after two that are not.
-        precision: of the Trainer.
+        precision: of the Trainer; auto: bf16-mixed where the device has units for it, otherwise 32-true.
         compile: compile the blocks, as CompiledBlocks does.
         out: folder of the two files.
     """
@@ -82,6 +83,7 @@ def profile(
             f"--length {length}: backbone {backbone} reads at most {config.max_seq_len}; give less"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    precision = best_precision() if precision == "auto" else precision
     tracer = Tracer(PARTS[stage])
     if stage == "sampling":
         _sample(config, rows, length, precision, steps, tracer)

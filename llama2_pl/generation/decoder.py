@@ -19,12 +19,13 @@ from llama2_pl.model.attention import attend
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.layers import Block, Linear
 from llama2_pl.model.parallel import gathered
+from llama2_pl.model.processor import packs
 
 PACKED_ROWS = 8  # below, MKL's product of a vector is the faster one
 
 
 class Matrix:
-    """x (N, inputs) -> x W^T. On a CPU in oneDNN's own order, where torch's fp32 product is MKL's: half as fast on AMD.
+    """x (N, inputs) -> x W^T. On a CPU in oneDNN's own order, which few rows gain most from.
 
     `group`: the ranks of tensor parallel whose partial sums make the result.
     """
@@ -33,8 +34,7 @@ class Matrix:
         self, weight: Tensor, rows: int, group: torch.distributed.ProcessGroup | None = None
     ) -> None:
         self.dtype, self.group = weight.dtype, group
-        packs = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-        self.packed = packs and torch.backends.mkldnn.is_available() and rows >= PACKED_ROWS
+        self.packed = weight.device.type == "cpu" and rows >= PACKED_ROWS and packs(weight.dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if self.packed else weight
 
     def __call__(self, x: Tensor) -> Tensor:

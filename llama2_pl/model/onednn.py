@@ -1,4 +1,4 @@
-"""Matrix products in fp32 on a CPU through oneDNN: torch's own are MKL's, which on AMD take twice as long."""
+"""Matrix products in fp32 on a CPU through oneDNN, where torch's own, which are MKL's, take longer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
+
+from llama2_pl.model.processor import onednn_beats_mkl, packs
 
 FEWEST_ROWS = 64  # below, the call costs what it saves
 
@@ -21,8 +23,9 @@ def suits_onednn(x: Tensor, weight: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not isinstance(weight, DTensor)
-        and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+        and packs(x.dtype)
+        and onednn_beats_mkl()
     )
 
 

@@ -1,0 +1,57 @@
+"""What the device computes fast: the precision to train in, the library for a CPU's products."""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import torch
+
+BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # the last two are ARM's
+
+
+@functools.cache
+def capabilities() -> dict[str, bool | int | str]:
+    """What the CPU can do, by torch's names; nothing with torch 2.10, which does not say."""
+    return dict(getattr(torch.cpu, "get_capabilities", dict)())
+
+
+def has_bf16_units(device_type: str) -> bool:
+    """Whether bf16 products are faster than fp32 ones, as they are in hardware.
+
+    Elsewhere they are emulated: a CPU with AVX2 alone takes ten to a hundred times as long for them.
+    """
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    units = any(capabilities().get(name) for name in BF16_UNITS)
+    return device_type == "cpu" and units and packs(torch.bfloat16)
+
+
+def best_precision(device_type: str | None = None) -> Literal["bf16-mixed", "32-true"]:
+    """The precision for `L.Trainer(precision=...)` in which a device trains fastest.
+
+    Args:
+        device_type: "cpu", "cuda" or another of torch's; None: the accelerator that is there, otherwise "cpu".
+    """
+    found = torch.accelerator.current_accelerator(check_available=True) if device_type is None else None
+    device_type = device_type or (found.type if found is not None else "cpu")
+    return "bf16-mixed" if has_bf16_units(device_type) else "32-true"
+
+
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies by matrices of this type in an order of its own on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32
+
+
+def onednn_beats_mkl() -> bool:
+    """Whether fp32 products are faster in oneDNN than in MKL, which is torch's choice.
+
+    MKL uses AVX-512 on Intel's processors alone: on AMD's that have it, it takes twice as long as oneDNN. With AVX2 on
+    both sides MKL is the faster one, by a tenth forward and by a third for the gradients of weights.
+    """
+    cpu = capabilities()
+    return bool(cpu.get("avx512_f")) and "AMD" in str(cpu.get("cpu_name"))
