@@ -1,4 +1,4 @@
-"""Scaled dot-product attention: torch's, or on a CPU in bf16 one of matrix products, which there is twice as fast."""
+"""Scaled dot-product attention: torch's, or on a CPU one of matrix products, which there is the faster one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
-QUERY_BLOCK = 128  # the fastest of 64 to 512 on two cores with bf16 products, at 256 and 512 tokens
+QUERY_BLOCK = 128  # the fastest of 64 to 512 on two cores, at 256 and 512 tokens
 
 
 class Documents(NamedTuple):
@@ -33,14 +33,19 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
     if isinstance(mask, Documents):
         return attend_in_documents(queries, keys, values, mask)
     steps = queries.shape[2]
-    if queries.device.type == "cpu" and queries.dtype == torch.bfloat16 and steps == keys.shape[2] > 1:
+    if queries.device.type == "cpu" and steps == keys.shape[2] > 1:
         return attend_in_blocks(queries, keys, values, mask)
+    return attend_in_torch(queries, keys, values, mask)
+
+
+def attend_in_torch(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """The same through torch's kernel for the device."""
     return F.scaled_dot_product_attention(
         queries,
         keys,
         values,
         attn_mask=mask,
-        is_causal=mask is None and steps > 1,
+        is_causal=mask is None and queries.shape[2] > 1,
         enable_gqa=keys.shape[1] != queries.shape[1],
     )
 
@@ -68,8 +73,8 @@ def attend_in_blocks(
     """The same for T = S and a mask that lets nobody read ahead: a block of queries against the keys it may read.
 
     These are the ones up to its end; in packed rows, where no document is much longer than a block, they begin not far
-    before it. torch's CPU kernel does not use the bf16 matrix units in its backward pass. Scores are rounded to bf16
-    here, and the softmax is computed in fp32.
+    before it. torch's CPU kernel does not use the bf16 matrix units in its backward pass, where this takes half of its
+    time, and in fp32 two thirds. In bf16 scores are rounded to it here, and the softmax is computed in fp32.
     """
     batch, heads, steps, size = queries.shape
     shared = heads // keys.shape[1]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from llama2_pl.model.attention import attend, attend_in_blocks
+from llama2_pl.model.attention import attend, attend_in_blocks, attend_in_torch
 
 
 def inputs(steps: int, heads: int, kv_heads: int, dtype: torch.dtype) -> list[Tensor]:
@@ -27,19 +29,21 @@ def packed_mask(steps: int) -> Tensor:
 @pytest.mark.parametrize("steps", [1, 4, 16, 37])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("packed", [True, False])
-def test_blocks_give_torchs_outputs_and_gradients_in_fp32(steps: int, kv_heads: int, packed: bool) -> None:
+def test_both_ways_give_torchs_outputs_and_gradients_in_fp32(steps: int, kv_heads: int, packed: bool) -> None:
     mask = packed_mask(steps) if packed else None
-    results = []
-    for blocks in (True, False):
+    ways = (
+        partial(scaled_dot_product_attention, is_causal=mask is None, enable_gqa=True),
+        partial(attend_in_blocks, block=8),
+        attend_in_torch,
+    )
+    expected, *results = [], [], []
+    for result, way in zip((expected, *results), ways, strict=True):
         q, k, v = inputs(steps, 4, kv_heads, torch.float32)
-        if blocks:
-            out = attend_in_blocks(q, k, v, mask, block=8)
-        else:
-            out = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
+        out = way(q, k, v, mask)
         out.sin().sum().backward()
-        results.append([out, q.grad, k.grad, v.grad])
-    for ours, theirs in zip(*results, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-5)
+        result += [out, q.grad, k.grad, v.grad]
+    for ours in results:
+        torch.testing.assert_close(ours, expected, atol=2e-6, rtol=1e-5)
 
 
 def test_in_bf16_blocks_are_as_near_to_fp32_as_the_format_allows() -> None:
@@ -48,7 +52,7 @@ def test_in_bf16_blocks_are_as_near_to_fp32_as_the_format_allows() -> None:
     assert (attend(q, k, v, packed_mask(150)) - exact).abs().max() < 0.03  # values of up to 4, steps of 2**-8
 
 
-def test_bf16_on_a_cpu_takes_blocks_and_a_cached_token_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_takes_blocks_and_a_cached_token_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
 
     def watched(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -60,4 +64,4 @@ def test_bf16_on_a_cpu_takes_blocks_and_a_cached_token_does_not(monkeypatch: pyt
         q, k, v = inputs(9, 4, 4, dtype)
         attend(q, k, v, None)
         attend(q[:, :, -1:], k, v, None)
-    assert taken == [9]
+    assert taken == [9, 9]

@@ -153,20 +153,18 @@ def test_more_tokens_than_positions_are_refused_and_given_positions_are_not() ->
 def test_plain_causal_attention_gets_no_mask_and_packed_rows_one_for_all_layers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: list[tuple[Tensor | None, bool]] = []
-    attend = nn.functional.scaled_dot_product_attention
+    masks: list[Tensor | None] = []
 
-    def watched(*args: Tensor, attn_mask: Tensor | None, is_causal: bool, **others: bool) -> Tensor:
-        seen.append((attn_mask, is_causal))
-        return attend(*args, attn_mask=attn_mask, is_causal=is_causal, **others)
+    def watched(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        masks.append(mask)
+        return attend(queries, keys, values, mask)
 
-    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(layers, "attend", watched)
     model = lively()
     model(tokens())
-    assert seen == [(None, True)] * 3
-    seen.clear()
+    assert masks == [None] * 3
+    masks.clear()
     model(tokens(), document_ids=torch.zeros(2, 20))
-    masks = [mask for mask, _ in seen]
     assert masks[0] is not None and masks[0] is masks[1] is masks[2]
     assert masks[0].shape == (2, 1, 20, 20) and masks[0].dtype == torch.bool
 
