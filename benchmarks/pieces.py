@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llama2_pl import ModelConfig
+from llama2_pl.model.processor import best_precision, has_bf16_units
 
 TRAINED = ModelConfig.of("34M")
 DEMO = ModelConfig.of("demo")
@@ -58,6 +59,9 @@ class Case(NamedTuple):
     alone: bool = False
 
 
+# Of training on this CPU: bf16 where it has units for that, which all sides then use.
+PRECISION = {"bf16-mixed": "bf16-mixed", "32-true": "fp32"}[best_precision("cpu")]
+
 OURS = Side("ours", "ours")
 TRANSFORMERS = Side("transformers", "with_transformers", "transformers")
 LITGPT = Side("litgpt", "with_litgpt", "litgpt")
@@ -71,11 +75,11 @@ def shape(config: ModelConfig) -> dict[str, Any]:
 
 
 def training(name: str, config: ModelConfig, rows: int, length: int, *sides: Side, **more: Any) -> Case:
-    options = {"model": shape(config), "rows": rows, "length": length, "precision": "bf16-mixed"}
+    options = {"model": shape(config), "rows": rows, "length": length, "precision": PRECISION}
     how = ", compiled" if more.pop("compile", False) else ""
     options |= {"compile": True} if how else {}
     options |= {"steps": more.pop("steps", 1)}
-    title = f"training, {name}, {rows} x {length}, bf16-mixed{how}"
+    title = f"training, {name}, {rows} x {length}, {PRECISION}{how}"
     return Case(title, "train", options, list(sides), config=config, **more)
 
 
@@ -115,7 +119,7 @@ def sample() -> list[Case]:
     shared = {"rows": 4, "length": 256, "new": 32, "samples": 16}
     mixed = {"rows": 256, "together": 64, "mean": 48}
     cases = []
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16") if has_bf16_units("cpu") else ("fp32",):
         ways = {
             "64 rows, 32 + 128 tokens": base,
             "256 answers of 1 to 128 tokens ended by EOS, 64 at a time": {**base, **mixed},
@@ -142,7 +146,7 @@ def ppo() -> list[Case]:
     """
     base = {"model": shape(SAMPLED), "rows": 64, "length": 32, "new": 64, "minibatch": 16, "epochs": 1}
     cases = []
-    for precision, how in (("fp32", ""), ("bf16-mixed", ""), ("bf16-mixed", ", compiled")):
+    for precision, how in dict.fromkeys((("fp32", ""), (PRECISION, ""), (PRECISION, ", compiled"))):
         options = {**base, "precision": precision, "compile": bool(how)}
         title = f"PPO, 6.8M, 64 x (32 + 64) tokens, {precision}{how}"
         cases.append(Case(title, "ppo", options, [OURS, TRL], unit="samples/s", rounds=4))
@@ -151,7 +155,7 @@ def ppo() -> list[Case]:
 
 def scaling() -> list[Case]:
     """Of ours alone: accumulation, packing, the loader, what the samples of a prompt share."""
-    small = {"model": shape(DEMO), "rows": 4, "length": 256, "precision": "bf16-mixed", "micro_batches": 64}
+    small = {"model": shape(DEMO), "rows": 4, "length": 256, "precision": PRECISION, "micro_batches": 64}
     counts = [
         Side(f"{n} micro-batch{'es' * (n > 1)} to a step", "ours", None, {"accumulate": n})
         for n in (64, 16, 4, 1)
@@ -161,7 +165,7 @@ def scaling() -> list[Case]:
         "rows": 8,
         "length": 512,
         "dialogues": 64,
-        "precision": "bf16-mixed",
+        "precision": PRECISION,
     }
     first = {"model": shape(SAMPLED), "rows": 4, "length": 256, "new": 1, "precision": "fp32"}
     together = [

@@ -145,7 +145,7 @@ def cell(figure: dict) -> str:
 def limit(figure: dict) -> str:
     """The first side's part of what the machine can do."""
     for key, of in (
-        ("share_of_peak", "bf16 peak"),
+        ("share_of_peak", f"{figure.get('peak', 'bf16')} peak"),
         ("share_of_bandwidth", "memory bandwidth"),
     ):
         if key in figure:

@@ -32,6 +32,7 @@ from benchmarks.machine import (
     processor,
 )
 from benchmarks.pieces import PIECES, Case, Side, tiny
+from llama2_pl.model.processor import has_bf16_units
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = Path(__file__).parent / ".peers"
@@ -124,7 +125,8 @@ def summary(case: Case, raw: dict[str, list[dict[str, float]]]) -> dict[str, Any
 def limits(cases: list[Case]) -> dict[str, float]:
     """What the device can do at most, measured: operations a second of a matrix product, bytes a second of a copy."""
     device = cases[0].options.get("device", "cpu")
-    types = (torch.bfloat16,) if device == "cuda" else (torch.float32, torch.bfloat16)
+    types = [torch.float32] if device == "cpu" else []
+    types += [torch.bfloat16] if has_bf16_units(device) else []
     found = {f"{str(dtype).removeprefix('torch.')}_flops": peak_flops(device, dtype) for dtype in types}
     if any(case.limit == "bandwidth" for case in cases):
         found["bandwidth"] = bandwidth(device)
@@ -142,9 +144,12 @@ def against_limit(case: Case, rates: dict[str, float], limits: dict[str, float])
         return {"bytes_per_token": needed, "share_of_bandwidth": share}
     needed = flops_per_token(case.config, options["length"])
     parameters = matrix_weights(case.config) + case.config.dim * case.config.vocab_size
+    peak = "fp32" if options["precision"] == "fp32" else "bf16"
+    limit = limits[{"fp32": "float32_flops", "bf16": "bfloat16_flops"}[peak]]
     return {
         "flops_per_token": needed,
-        "share_of_peak": {side: rate * needed / limits["bfloat16_flops"] for side, rate in rates.items()},
+        "peak": peak,
+        "share_of_peak": {side: rate * needed / limit for side, rate in rates.items()},
         "gflops_by_6n": {side: 6 * parameters * rate / 1e9 for side, rate in rates.items()},
     }
 

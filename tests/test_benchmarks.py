@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.machine import bandwidth, bytes_per_token, flops_per_token, folder_name, peak_flops, processor
 from benchmarks.pieces import PIECES, Case, Side, shape, tiny
@@ -36,22 +37,26 @@ def test_the_bytes_of_a_decoded_token_are_those_counted_by_hand() -> None:
 
 
 def test_rates_are_set_against_the_limit_of_their_kind() -> None:
-    options = {"rows": 1, "length": 5, "new": 2}
+    options = {"rows": 1, "length": 5, "new": 2, "precision": "bf16-mixed"}
     limits = {
         "bfloat16_flops": 10 * flops_per_token(COUNTED, 5),
+        "float32_flops": 20 * flops_per_token(COUNTED, 5),
         "bandwidth": 8 * bytes_per_token(COUNTED, 1, 6),
     }
     training = Case("t", "train", options, [], config=COUNTED)
     found = against_limit(training, {"ours": 5.0}, limits)
     assert found["share_of_peak"] == {"ours": 0.5}
     assert found["gflops_by_6n"] == {"ours": 6 * (WEIGHTS + 40) * 5 / 1e9}  # and the embedding, 10 x 4
+    plain = training._replace(options={**options, "precision": "fp32"})
+    found = against_limit(plain, {"ours": 5.0}, limits)
+    assert found["share_of_peak"] == {"ours": 0.25} and limit(found) == ", 25% of the fp32 peak"
     decoding = training._replace(limit="bandwidth")
     assert against_limit(decoding, {"ours": 6.0}, limits)["share_of_bandwidth"] == {"ours": 0.75}
     assert limit({"share_of_bandwidth": {"ours": 0.75}}) == ", 75% of the memory bandwidth"
 
 
 def test_limits_of_this_machine_are_measured() -> None:
-    assert 1e8 < peak_flops("cpu", seconds=0.1) < 1e15
+    assert 1e8 < peak_flops("cpu", torch.float32, seconds=0.1) < 1e15
     assert 1e8 < bandwidth("cpu", seconds=0.1, size=2**20) < 1e14
 
 

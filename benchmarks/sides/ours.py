@@ -107,6 +107,10 @@ class Endless(torch.utils.data.Dataset):
         return self.batch
 
 
+def lightning_precision(options: dict) -> str:
+    return {"fp32": "32-true"}.get(options["precision"], options["precision"])
+
+
 def fit(module: L.LightningModule, batch: object, callback: L.Callback, *more: L.Callback, **options) -> None:
     disable_possible_user_warnings()
     loader = torch.utils.data.DataLoader(Endless(batch), batch_size=None, collate_fn=lambda same: same)
@@ -157,7 +161,7 @@ def ppo(options: dict, turns: Turns) -> None:
         batch,
         Turn(turns, rows),
         *([CompiledBlocks()] if options.get("compile") else []),
-        precision={"fp32": "32-true"}.get(options["precision"], "bf16-mixed"),
+        precision=lightning_precision(options),
     )
 
 
@@ -170,7 +174,7 @@ def accumulate(options: dict, turns: Turns) -> None:
     callback = Turn(turns, tokens.numel() * options["micro_batches"], options["micro_batches"])
     steps_of = {"accumulate_grad_batches": options["accumulate"], "gradient_clip_val": 1.0}
     module = PretrainModule(ModelConfig.of(options["model"]["fields"]))
-    fit(module, batch, callback, precision=options["precision"], **steps_of)
+    fit(module, batch, callback, precision=lightning_precision(options), **steps_of)
 
 
 def alpaca_like(documents: int, longest: int) -> np.ndarray:
@@ -257,9 +261,10 @@ def loader(options: dict, turns: Turns) -> None:
                 self.turns.done(self.units, waited_percent=100 * waited / passed)
 
     callback = Waited(turns, options["rows"] * options["length"] * count, count)
-    quiet = {**QUIET, "enable_checkpointing": False, "precision": options["precision"], "profiler": profiler}
+    quiet = {**QUIET, "enable_checkpointing": False, "precision": lightning_precision(options)}
     disable_possible_user_warnings()
-    trainer = L.Trainer(accelerator="cpu", devices=1, max_steps=10**6, callbacks=[callback], **quiet)
+    more = {"max_steps": 10**6, "callbacks": [callback], "profiler": profiler}
+    trainer = L.Trainer(accelerator="cpu", devices=1, **more, **quiet)
     trainer.fit(PretrainModule(ModelConfig.of(options["model"]["fields"])), datamodule=data)
 
 
