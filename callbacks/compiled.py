@@ -14,7 +14,8 @@ class CompiledBlocks(L.Callback):
 
     Sets `compile` in `pl_module.parallel_plan`, which the modules of llama2_pl follow when they build their networks.
     It pays where many steps have rows of one length: pretraining and SFT. The first step takes up to a minute, less
-    in later runs, and each new length of rows is compiled again. FSDPStrategySelector has the same option, `compile`.
+    in later runs, and each new length of rows is compiled again, up to eight; then blocks run as they are.
+    FSDPStrategySelector has the same option, `compile`.
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -49,6 +49,8 @@ class Packing(NamedTuple):
     """(R, W) int32; which document of its packed row a token belongs to, counted from 0; -1 where nothing lies."""
     positions: Tensor
     """(R, W) int64; each token's place in its padded row."""
+    longest: int
+    """Tokens of the longest padded row, which a network must be able to read."""
     branches: Tensor | None
     """(R, W) int32; 0 what all rows of a document share, else the row's number in it. None: one row to a document."""
 

@@ -61,6 +61,8 @@ class PairBatches:
     """Rating of pairs that have none."""
     rank: int = 0
     world: int = 1
+    trees: bool = True
+    """Whether the two rows of a pair may share their prompt in `packing`; see llama2_pl.data.unpadded."""
 
     def __len__(self) -> int:
         return len(self.stream)
@@ -77,7 +79,7 @@ class PairBatches:
             torch.from_numpy(np.where(rating == UNRATED, self.unrated, rating)),
             torch.from_numpy(self.file.is_safe[pairs].T.reshape(-1).astype(np.float32)),
             torch.from_numpy(self.file.source[pairs].astype(np.int64)),
-            pack_pairs(tokens.numpy(), lengths.numpy()),
+            pack_pairs(tokens.numpy(), lengths.numpy(), self.trees),
         )
 
 

@@ -27,6 +27,7 @@ from llama2_pl.data.pairs import (
 )
 from llama2_pl.data.readers import PreferenceRow, read_preferences
 from llama2_pl.data.sampling import RowStream, is_held_out
+from llama2_pl.data.unpadded import takes_trees
 from llama2_pl.text.tokenizer import Tokenizer
 
 
@@ -181,7 +182,8 @@ class PreferenceDataModule(NumberedDataModule):
                 f"data has {total} pairs for {world} data-parallel ranks: use fewer devices or more pairs"
             )
         stream = RowStream(len(pairs), self.batch_size, total - total % world, self.seed, shuffle)
-        return PairBatches(self._parts[part], pairs, stream, unrated, rank, world)
+        trees = self.trainer is None or takes_trees(self.trainer.strategy.root_device)
+        return PairBatches(self._parts[part], pairs, stream, unrated, rank, world, trees)
 
     def _folder(self, tokenizer: Tokenizer) -> Path:
         train = [describe_files(f, f"data.{p}") if f else [] for f, p in zip(self.files, POOLS, strict=True)]

@@ -5,7 +5,9 @@ into padding and into prompts that stand in it twice. So its rows are laid into 
 rows that begin alike become one document: the trunk, then each row's own tokens as a branch, which read the trunk and
 themselves. What comes out is put back where the padded rows have it; it is the same but for rounding.
 
-Not in Llama 2: our choice. Plans are made on the host, where the lengths are, so that no step waits for them.
+Not in Llama 2: our choice. Plans are made on the host, where the lengths are, so that no step waits for them. Trees and
+rows wider than the longest are for CPUs, where attention makes a (T, T) mask in any case: elsewhere kernels that need
+none are faster, and they read whole documents only.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from llama2_pl.data.batches import Packing
 from llama2_pl.data.packing import PADDING_ID, RowPlan, pack_whole
 
 ROWS_IN_ONE = 4  # of the longest: wider rows are filled better, and cost more attention
+ALIGNED = 8  # packed rows are a multiple of it wide, which kernels read faster, and there are fewer shapes
 SAVED = 0.1  # less than this share of the positions is not worth a mask
 WORTH_SHARING = 0.25  # of a row's tokens, so much is saved where it joins the rows that begin like it
 WIDTHS_TRIED = 4  # between rows filled to the brim and the widest allowed
@@ -65,9 +68,21 @@ def _begin_alike(one: np.ndarray, other: np.ndarray) -> int:
     return int(apart[0]) if len(apart) else shorter
 
 
-def pack_pairs(tokens: np.ndarray, lengths: np.ndarray) -> Packing | None:
-    """How to read the rows of preference pairs (2N, T): packed rows no wider than the longest pair or row."""
+def takes_trees(device: torch.device) -> bool:
+    """Whether rows with prompts in common, and wide rows, are worth their mask there."""
+    return device.type == "cpu"
+
+
+def widest(width: int, device: torch.device) -> int:
+    """How wide packed rows may be there, of rows up to `width`."""
+    return ROWS_IN_ONE * width if takes_trees(device) else width
+
+
+def pack_pairs(tokens: np.ndarray, lengths: np.ndarray, trees: bool = True) -> Packing | None:
+    """How to read the rows of preference pairs (2N, T): packed rows at most as wide as one of them or one family."""
     width = tokens.shape[1]
+    if not trees:
+        return pack_padded(lengths, width, width)
     related = families(tokens, lengths, 2 * width)
     return pack_padded(lengths, width, max(width, *(family.size for family in related)), related)
 
@@ -87,6 +102,7 @@ def pack_padded(
     sizes = np.array([family.size for family in related])
     plan = _pack_evenly(sizes, capacity)
     packed = max(int(sizes[plan.row(r)].sum()) for r in range(len(plan)))
+    packed = min(-(-packed // ALIGNED) * ALIGNED, capacity)
     if len(plan) * packed > (1 - SAVED) * len(lengths) * width:
         return None
     return _lay_out(plan, packed, related, lengths, width)
@@ -125,9 +141,15 @@ def _lay_out(
                 source.append(np.arange(length) + row * width)
                 target += [trunk + r * packed, np.arange(at, end) + r * packed]
                 at = end
-    parts = (np.concatenate(source), np.concatenate(target), ids, positions, branches)
-    found = Packing(*(torch.from_numpy(part) for part in parts))
-    return found if any(len(family.rows) > 1 for family in related) else found._replace(branches=None)
+    shared = any(len(family.rows) > 1 for family in related)
+    return Packing(
+        torch.from_numpy(np.concatenate(source)),
+        torch.from_numpy(np.concatenate(target)),
+        torch.from_numpy(ids),
+        torch.from_numpy(positions),
+        int(lengths.max()),
+        torch.from_numpy(branches) if shared else None,
+    )
 
 
 def counted_lengths(mask: Tensor) -> np.ndarray:
@@ -140,16 +162,23 @@ def on_device(packing: Packing | None, device: torch.device) -> Packing | None:
     """A plan where the rows are."""
     if packing is None:
         return None
-    return Packing(*(None if part is None else part.to(device) for part in packing))  # type: ignore[arg-type]
+    parts = (part.to(device) if isinstance(part, Tensor) else part for part in packing)
+    return Packing(*parts)  # type: ignore[arg-type]
 
 
 def read(forward: Callable[..., Tensor], tokens: Tensor, packing: Packing | None) -> Tensor:
     """What `forward` gives for tokens (B, T), (B, T, ...): 0 at positions that a packing leaves out.
 
-    forward: a network or its `hidden`, which takes positions, document_ids and branches.
+    forward: a network or its `hidden`, which takes positions, document_ids and branches. ValueError where a row is
+    longer than the network can read.
     """
     if packing is None:
         return forward(tokens)
+    most = getattr(forward, "__self__", forward).config.max_seq_len
+    if packing.longest > most:
+        raise ValueError(
+            f"a row of {packing.longest} tokens and max_seq_len is {most}; shorten the rows or raise it"
+        )
     ids = packing.document_ids
     packed = tokens.new_full((ids.numel(),), PADDING_ID)
     packed[packing.target] = tokens.flatten()[packing.source]

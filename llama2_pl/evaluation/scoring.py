@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llama2_pl.data.batches import Packing
-from llama2_pl.data.unpadded import ROWS_IN_ONE, Family, families, on_device, pack_padded, read
+from llama2_pl.data.unpadded import (
+    ROWS_IN_ONE,
+    Family,
+    families,
+    on_device,
+    pack_padded,
+    read,
+    takes_trees,
+)
 from llama2_pl.model.heads import ScalarModel
 from llama2_pl.model.parallel import is_sharded, largest_over_ranks
 
@@ -24,23 +32,6 @@ def score_padded(model: ScalarModel, tokens: Tensor, lengths: Tensor, packing: P
     return values[torch.arange(len(values), device=values.device), lengths - 1]
 
 
-@torch.no_grad()
-def score_rows(model: ScalarModel, tokens: Tensor, lengths: Tensor, max_batch: int) -> Tensor:
-    """Right-padded dialogues (R, T), lengths (R,) -> (R,) linear scores, about `max_batch` rows at a time.
-
-    Rows that begin alike, as the answers to one prompt, share a pass that reads the beginning once; so do rows of like
-    length. The host waits for the rows to plan it.
-    """
-    device = next(model.parameters()).device
-    plans = score_passes(tokens.cpu().numpy(), lengths.cpu().numpy(), max_batch)
-    passes = largest_over_ranks(len(plans), device) if is_sharded(model) else len(plans)
-    found = torch.zeros(len(tokens), device=device, dtype=torch.float32)
-    for rows, width, packing in [*plans, *plans[:1] * (passes - len(plans))]:  # a rank with fewer goes along
-        part, counts = tokens[rows, :width].to(device), lengths[rows].to(device)
-        found[rows.to(device)] = score_padded(model, part, counts, on_device(packing, device))
-    return found
-
-
 class ScorePass(NamedTuple):
     """Rows (N,) that are read together, their first `width` columns, and how they are packed."""
 
@@ -49,8 +40,36 @@ class ScorePass(NamedTuple):
     packing: Packing | None
 
 
-def score_passes(tokens: np.ndarray, lengths: np.ndarray, max_batch: int) -> list[ScorePass]:
-    """Families of rows, short ones first, in passes of at most `max_batch` rows or of one family."""
+def score_passes(tokens: Tensor, lengths: Tensor, max_batch: int, device: torch.device) -> list[ScorePass]:
+    """Right-padded dialogues (R, T), lengths (R,) in passes over about `max_batch` rows, for networks on a device.
+
+    On a CPU rows that begin alike, as the answers to one prompt, share a pass that reads the beginning once; elsewhere
+    each row is read by itself, beside others of like length. The host waits for the rows to plan it.
+    """
+    host, counts = tokens.cpu().numpy(), lengths.cpu().numpy()
+    if takes_trees(device):
+        return [_score_pass(group, counts) for group in _in_groups(host, counts, max_batch)]
+    order = torch.from_numpy(counts.argsort(kind="stable"))
+    return [ScorePass(rows, int(counts[rows.numpy()].max()), None) for rows in order.split(max_batch)]
+
+
+@torch.no_grad()
+def score_rows(model: ScalarModel, tokens: Tensor, lengths: Tensor, passes: list[ScorePass]) -> Tensor:
+    """Right-padded dialogues (R, T), lengths (R,), as planned -> (R,) linear scores."""
+    device = next(model.parameters()).device
+    wanted = largest_over_ranks(len(passes), device) if is_sharded(model) else len(passes)
+    found = torch.zeros(len(tokens), device=device, dtype=torch.float32)
+    for rows, width, packing in [
+        *passes,
+        *passes[:1] * (wanted - len(passes)),
+    ]:  # a rank with fewer goes along
+        part, counts = tokens[rows, :width].to(device), lengths[rows].to(device)
+        found[rows.to(device)] = score_padded(model, part, counts, on_device(packing, device))
+    return found
+
+
+def _in_groups(tokens: np.ndarray, lengths: np.ndarray, max_batch: int) -> list[list[Family]]:
+    """Families of rows, short ones first, in groups of at most `max_batch` rows or of one family."""
     related = families(tokens, lengths, ROWS_IN_ONE * tokens.shape[1])
     related.sort(key=lambda family: int(lengths[list(family.rows)].max()))
     groups: list[list[Family]] = []
@@ -61,7 +80,7 @@ def score_passes(tokens: np.ndarray, lengths: np.ndarray, max_batch: int) -> lis
             room = max_batch
         groups[-1].append(family)
         room -= len(family.rows)
-    return [_score_pass(group, lengths) for group in groups]
+    return groups
 
 
 def _score_pass(group: Sequence[Family], lengths: np.ndarray) -> ScorePass:
@@ -74,15 +93,17 @@ def _score_pass(group: Sequence[Family], lengths: np.ndarray) -> ScorePass:
 
 @torch.no_grad()
 def score_responses(model: ScalarModel, rows: Sequence[Sequence[int]], *, max_batch: int = 64) -> Tensor:
-    """Dialogues as ids -> (R,) float32 scores on the CPU, read at each row's last token; see `score_rows`."""
+    """Dialogues as ids -> (R,) float32 scores on the CPU, read at each row's last token; see `score_passes`."""
     if any(len(row) == 0 for row in rows):
         raise ValueError("cannot score an empty row; give the ids of prompt and response")
     if not rows:
         return torch.zeros(0)
     tokens = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
     was_training = model.training
     model.eval()
     try:
-        return score_rows(model, tokens, torch.tensor([len(row) for row in rows]), max_batch).cpu()
+        passes = score_passes(tokens, lengths, max_batch, next(model.parameters()).device)
+        return score_rows(model, tokens, lengths, passes).cpu()
     finally:
         model.train(was_training)

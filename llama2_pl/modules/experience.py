@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llama2_pl.data.batches import Packing
-from llama2_pl.data.unpadded import ROWS_IN_ONE, counted_lengths, on_device, pack_padded, read
+from llama2_pl.data.unpadded import counted_lengths, on_device, pack_padded, read, widest
 from llama2_pl.generation.sampler import Rollout
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.modules.policy import Scored
@@ -54,7 +54,7 @@ class Experience(NamedTuple):
         for group in groups:
             mine = lengths[group.numpy()]
             width = int(mine.max()) or self.tokens.shape[1]
-            packing = pack_padded(mine, width, ROWS_IN_ONE * width)
+            packing = pack_padded(mine, width, widest(width, device))
             plans.append((group.to(device), width, on_device(packing, device)))
         for index, width, plan in plans:
             columns: list[Any] = [column[index, :width] for column in self[:-1]]
@@ -101,11 +101,12 @@ def judge(
     Without a policy its log-probabilities are those that the sampler noted, at temperature 1. They come from cached
     decoding, whose rounding differs from that of training: the first ratio is then 1 and the first KL 0 only nearly.
     """
-    parts, lengths, width = [], counted_lengths(rollout.response_mask), rollout.tokens.shape[1]
+    parts, lengths, device = [], counted_lengths(rollout.response_mask), rollout.tokens.device
+    width = rollout.tokens.shape[1]
     for start in range(0, len(rollout.tokens), batch):
         rows = slice(start, start + batch)
         tokens, mask = rollout.tokens[rows], rollout.response_mask[rows]
-        packed = on_device(pack_padded(lengths[rows], width, ROWS_IN_ONE * width), tokens.device)
+        packed = on_device(pack_padded(lengths[rows], width, widest(width, device)), device)
         own = rollout.logprobs[rows], None, None
         if policy is not None:
             own = own_judgement(policy, tokens, mask, temperature, packed)

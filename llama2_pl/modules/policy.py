@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llama2_pl.checkpoints.ours import load_reward_model
-from llama2_pl.evaluation.scoring import score_rows
+from llama2_pl.evaluation.scoring import score_passes, score_rows
 from llama2_pl.generation.sampler import Rollout
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.modules.base import LlamaModule
@@ -111,14 +111,15 @@ def score_rollout(
 
     Without a safety model every answer counts as safe and the helpfulness score stands.
     """
-    helpfulness = score_rows(rewards.helpfulness, rollout.tokens, rollout.lengths, batch)
+    passes = score_passes(rollout.tokens, rollout.lengths, batch, rollout.tokens.device)
+    helpfulness = score_rows(rewards.helpfulness, rollout.tokens, rollout.lengths, passes)
     if rewards.safety is None:
         certain = torch.full_like(helpfulness, torch.inf)
         combined = combined_reward(certain, helpfulness, torch.zeros_like(is_safety), threshold)
         return Scored(
             combined.scores, helpfulness, torch.full_like(helpfulness, torch.nan), combined.from_safety
         )
-    safety = score_rows(rewards.safety, rollout.tokens, rollout.lengths, batch)
+    safety = score_rows(rewards.safety, rollout.tokens, rollout.lengths, passes)
     combined = combined_reward(safety, helpfulness, is_safety, threshold)
     return Scored(combined.scores, helpfulness, safety, combined.from_safety)
 

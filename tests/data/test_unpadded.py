@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama2_pl.data.batches import Packing
-from llama2_pl.data.unpadded import Family, families, pack_padded, pack_pairs
+from llama2_pl.data.unpadded import Family, families, pack_padded, pack_pairs, takes_trees, widest
 
 # few different tokens, so that rows begin alike
 ROWS = st.lists(st.lists(st.integers(1, 2), min_size=1, max_size=14), min_size=1, max_size=24)
@@ -81,6 +81,23 @@ def test_the_prompt_of_a_pair_is_read_once() -> None:
     longer = next(r for r in (0, 1) if (packing.document_ids[r] >= 0).all())
     assert packing.branches[longer].tolist() == 12 * [0] + 3 * [1] + 2 * [2]
     assert packing.positions[longer].tolist() == [*range(15), 12, 13]
+    assert packing.longest == 15
+    apart = pack_pairs(tokens, lengths, trees=False)  # 15, 13, 14 and 13 tokens, rows of 15
+    assert apart is None
+
+
+def test_without_trees_rows_stay_whole_and_no_wider_than_the_longest() -> None:
+    lengths = np.array([16, 6, 7, 3])
+    packing = pack_pairs(np.ones((4, 16), dtype=np.int64), lengths, trees=False)
+    assert packing is not None and packing.branches is None and packing.document_ids.shape == (2, 16)
+    check(packing, lengths, 16)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert (widest(16, gpu), widest(16, cpu)) == (16, 64) and takes_trees(cpu) and not takes_trees(gpu)
+
+
+def test_packed_rows_are_aligned_where_the_limit_allows() -> None:
+    widths = [pack_padded(np.array([10, 5, 4]), 10, most).document_ids.shape[1] for most in (20, 24, 64)]
+    assert widths == [19 + 1, 24, 24]  # 19 tokens in one row
 
 
 @pytest.mark.parametrize(
@@ -114,6 +131,6 @@ def test_a_row_of_no_tokens_is_not_read() -> None:
 
 
 def test_rows_are_filled_evenly() -> None:
-    # 64 tokens hold six of them; two rows of five and four are narrower than one of six beside one of three
+    # 64 tokens hold six of them; two rows of five and four, 50 wide, are narrower than one of six beside one of three
     packing = pack_padded(np.array([10] * 9), 16, 64)
-    assert packing is not None and packing.document_ids.shape == (2, 50)
+    assert packing is not None and packing.document_ids.shape == (2, 56)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llama2_pl.evaluation.scoring import score_responses, score_rows
+from llama2_pl.evaluation.scoring import score_passes, score_responses, score_rows
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import ScalarModel
 
@@ -78,7 +78,20 @@ def test_padding_is_no_part_of_a_row(model):
     tokens = torch.tensor([[1, 5, 6, 0, 0, 0], [1, 7, 8, 9, 2, 0], [1, 5, 6, 4, 4, 2]])
     lengths = torch.tensor([3, 5, 6])
     alone = one_by_one(model, [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)])
-    assert score_rows(model, tokens, lengths, 8).tolist() == pytest.approx(alone, abs=1e-5)
+    for device in ("cpu", "cuda"):  # as planned for either
+        passes = score_passes(tokens, lengths, 8, torch.device(device))
+        assert all(found.packing is None for found in passes) or device == "cpu"
+        assert score_rows(model, tokens, lengths, passes).tolist() == pytest.approx(alone, abs=1e-5)
+
+
+def test_elsewhere_than_on_a_cpu_rows_of_like_length_go_together_unpacked():
+    lengths = torch.tensor([9, 2, 8, 3, 10])
+    passes = score_passes(torch.ones(5, 10, dtype=torch.int64), lengths, 2, torch.device("cuda"))
+    assert [(found.rows.tolist(), found.width, found.packing) for found in passes] == [
+        ([1, 3], 3, None),
+        ([2, 0], 9, None),
+        ([4], 10, None),
+    ]
 
 
 def test_an_empty_row_is_refused_and_no_rows_have_no_scores(model):

@@ -131,6 +131,17 @@ def test_documents_through_the_flash_kernel_equal_the_mask(kernel: str, monkeypa
     assert max(off_by(theirs, ours) for ours, theirs in zip(gradients, others, strict=True)) < 0.05
 
 
+def test_a_tree_is_read_by_its_mask_where_flash_attention_is_on(monkeypatch) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", one_by_one)
+    plain, flash, tokens = pair()
+    kernels.use_flash_attention(flash)
+    ids = torch.zeros_like(tokens, dtype=torch.int32)
+    branches = torch.tensor([10 * [0] + 6 * [1] + 8 * [2]] * 2, device=DEVICE)
+    places = torch.tensor([[*range(16), *range(10, 18)]] * 2, device=DEVICE)
+    tree = {"document_ids": ids, "positions": places, "branches": branches}
+    torch.testing.assert_close(flash(tokens, **tree), plain(tokens, **tree))
+
+
 def test_flash_attention_in_fp32_is_refused_with_the_way_out() -> None:
     _, flash, tokens = pair()
     kernels.use_flash_attention(flash)

@@ -169,6 +169,23 @@ def test_plain_causal_attention_gets_no_mask_and_packed_rows_one_for_all_layers(
     assert masks[0].shape == (2, 1, 20, 20) and masks[0].dtype == torch.bool
 
 
+def test_a_tree_gives_each_branch_what_its_row_alone_gives() -> None:
+    model, trunk = lively(), tokens(1, 7)[0]
+    leaves = [torch.tensor([5, 9, 11]), torch.tensor([8]), torch.tensor([5, 3])]
+    row = torch.cat([trunk, *leaves, torch.zeros(3, dtype=torch.int64)])[None]
+    ids = torch.tensor([13 * [0] + 3 * [-1]])
+    branches = torch.tensor([7 * [0] + 3 * [1] + [2] + 2 * [3] + 3 * [0]])
+    positions = torch.tensor([[*range(10), 7, 7, 8, 0, 1, 2]])
+    found = model(row, positions=positions, document_ids=ids, branches=branches)[0]
+    assert found.isfinite().all()
+    start = len(trunk)
+    for leaf in leaves:
+        alone = model(torch.cat([trunk, leaf])[None])[0]
+        close(found[: len(trunk)], alone[: len(trunk)])
+        close(found[start : start + len(leaf)], alone[len(trunk) :])
+        start += len(leaf)
+
+
 def test_a_scalar_model_takes_a_cache_as_the_language_model_does() -> None:
     torch.manual_seed(0)
     model, ids = ScalarModel(GQA).requires_grad_(False), tokens()

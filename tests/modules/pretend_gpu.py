@@ -90,11 +90,12 @@ def language(documents: bool) -> None:
 
 
 def plan() -> Packing:
-    """As the data module makes one on the host, of rows half as long as the longest but for one, all alike."""
+    """As the data module makes one on the host for a GPU, of rows half as long as the longest but for one."""
     lengths = np.array([WIDTH] + (2 * ROWS - 1) * [WIDTH // 2])
-    found = pack_pairs(np.ones((2 * ROWS, WIDTH), dtype=np.int64), lengths)
-    assert found is not None and found.branches is not None
-    return Packing(*(torch.empty_like(part, device=DEVICE) for part in found))  # type: ignore[arg-type]
+    found = pack_pairs(np.ones((2 * ROWS, WIDTH), dtype=np.int64), lengths, trees=False)
+    assert found is not None and found.branches is None
+    parts = (torch.empty_like(part, device=DEVICE) if torch.is_tensor(part) else part for part in found)
+    return Packing(*parts)  # type: ignore[arg-type]
 
 
 def preferences() -> PreferenceBatch:

@@ -55,7 +55,7 @@ def test_loss_and_gradient_are_those_of_the_equation(policy, trainer, make, monk
     module, batch = DPOModule(policy, beta=BETA, lr=1e-2), pairs(4)
     if packed:
         batch = batch._replace(packing=pack_pairs(batch.tokens.numpy(), batch.lengths.numpy()))
-        assert batch.packing is not None
+        assert batch.packing is not None and batch.packing.branches is not None
     trainer(max_steps=3).fit(module, make.loader([pairs(4, seed=n) for n in range(3)]))  # away from the start
     reference = module._reference[0]
     module.zero_grad()  # a fit leaves its last step's gradients

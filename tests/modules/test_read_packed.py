@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,8 +42,8 @@ def test_every_token_up_to_the_last_that_counts_is_read_once(rows) -> None:
         16 * n + t for n, length in enumerate(read_of) for t in range(length)
     ]
     assert len(set(found.target.tolist())) == len(found.target) == int((found.document_ids >= 0).sum()) == 41
-    # one row of 41 where 96 positions were; 64 at most, and four of the longest are 64
-    assert found.document_ids.shape == (1, 41)
+    # one row of 41, and 7 to be aligned, where 96 positions were; 64 at most, and four of the longest are 64
+    assert found.document_ids.shape == (1, 48)
     assert plan(mask, 20).document_ids.shape[1] <= 20
 
 
@@ -74,3 +75,15 @@ def test_rows_with_hardly_any_padding_stay_as_they_are() -> None:
     seen = []
     read(lambda tokens: seen.append(tokens.shape) or tokens, torch.zeros(4, 16), None)
     assert seen == [(4, 16)]
+
+
+@pytest.mark.parametrize("network", [LanguageModel, ScalarModel])
+def test_a_row_longer_than_the_context_is_refused_packed_too(network) -> None:
+    lengths = np.array([65, 5, 5, 5])
+    packing, model = pack_padded(lengths, 65, 130), network(CONFIG)
+    assert packing is not None
+    for forward in (model, getattr(model, "hidden", model)):
+        with pytest.raises(ValueError, match=r"a row of 65 tokens and max_seq_len is 64; shorten"):
+            read(forward, torch.zeros(4, 65, dtype=torch.int64), packing)
+    shorter = pack_padded(lengths - 1, 64, 128)
+    assert read(model, torch.zeros(4, 64, dtype=torch.int64), shorter).isfinite().all()

@@ -226,11 +226,13 @@ def test_a_step_never_makes_the_host_wait_for_the_device(config, make, monkeypat
 
 @pytest.mark.parametrize("shared", [0, 3, 8])
 def test_rows_packed_without_padding_have_the_same_scores_and_gradients(config, make, shared):
-    batch = make.pairs(5, seed=3)
-    batch.tokens[5:, :shared] = batch.tokens[:5, :shared]  # the prompt; 8: also of rows that end before
-    batch.tokens[torch.arange(10) >= batch.lengths[:, None]] = 0
+    batch = make.pairs(12, seed=3)
+    batch.lengths[::2] //= 2  # two of them fit into a row
+    batch.tokens[12:, :shared] = batch.tokens[:12, :shared]  # the prompt; 8: also of rows that end before
+    batch.tokens[torch.arange(batch.tokens.shape[1]) >= batch.lengths[:, None]] = 0
     packing = pack_pairs(batch.tokens.numpy(), batch.lengths.numpy())
     assert packing is not None and packing.document_ids.numel() < batch.tokens.numel()
+    assert (packing.branches is not None) == (shared > 0)
     module, found = fresh(config), []
     for plan in (None, packing):
         module.zero_grad()
@@ -250,7 +252,8 @@ def test_training_validation_and_prediction_read_packed_rows(config, trainer, ma
         return score_padded(*given)
 
     monkeypatch.setattr("llama2_pl.modules.reward.score_padded", watched)
-    batch = make.pairs(5, seed=3)
+    batch = make.pairs(12, seed=3)
+    batch.lengths[::2] //= 2  # two of them fit into a row
     packed = batch._replace(packing=pack_pairs(batch.tokens.numpy(), batch.lengths.numpy()))
     run = trainer(max_steps=1)
     run.fit(module, make.loader([packed]), make.loader([packed]))
