@@ -7,14 +7,11 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest import mock
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.fabric.connector import _PRECISION_INPUT
-from lightning.fabric.utilities.rank_zero import rank_zero_warn
-from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -26,34 +23,13 @@ from llama2_pl.checkpoints.sharded import recover
 from llama2_pl.checkpoints.verified import VerifiedCheckpointIO
 from llama2_pl.commands.parsing import ShortErrors, refuse_secrets, restrict_imports, root_of
 from llama2_pl.commands.run_lock import RunLock
-from llama2_pl.model.processor import best_precision, has_bf16_units
+from llama2_pl.modules.trainer import Trainer
 
 SIGTERM_STATUS = 128 + 15
-DEVICE_TYPES = {"auto": None, "gpu": "cuda"}  # where Lightning's accelerators and torch have other names
 
 
 class TrainingParser(ShortErrors, LightningArgumentParser):
     """LightningArgumentParser with short errors."""
-
-
-class Trainer(L.Trainer):
-    """Lightning's, which also takes the precision "auto": the one in which the device trains fastest."""
-
-    def __init__(
-        self,
-        *,
-        accelerator: str | Accelerator = "auto",
-        precision: _PRECISION_INPUT | Literal["auto"] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if precision == "auto":
-            precision = best_precision(DEVICE_TYPES.get(str(accelerator), str(accelerator)))
-        elif accelerator == "cpu" and str(precision).startswith("bf16") and not has_bf16_units("cpu"):
-            rank_zero_warn(
-                f"precision is {precision} and this processor has no units for bf16: steps may take a hundred times as "
-                "long as in 32-true; give auto"
-            )
-        super().__init__(accelerator=accelerator, precision=precision, **kwargs)
 
 
 class SaveRunConfig(SaveConfigCallback):

@@ -12,8 +12,14 @@ BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # the last two are
 
 @functools.cache
 def capabilities() -> dict[str, bool | int | str]:
-    """What the CPU can do, by torch's names; nothing with torch 2.10, which does not say."""
-    return dict(getattr(torch.cpu, "get_capabilities", dict)())
+    """What the CPU can do, by torch's names; of torch 2.10 the little that it tells."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return dict(torch.cpu.get_capabilities())
+    return {
+        "avx512_f": torch.cpu._is_avx512_supported(),
+        "avx512_bf16": torch.cpu._is_avx512_bf16_supported(),
+        "amx_bf16": torch.cpu._is_amx_tile_supported(),
+    }
 
 
 def has_bf16_units(device_type: str) -> bool:
@@ -28,7 +34,7 @@ def has_bf16_units(device_type: str) -> bool:
 
 
 def best_precision(device_type: str | None = None) -> Literal["bf16-mixed", "32-true"]:
-    """The precision for `L.Trainer(precision=...)` in which a device trains fastest.
+    """The faster of these two precisions on a device, for `L.Trainer(precision=...)`.
 
     Args:
         device_type: "cpu", "cuda" or another of torch's; None: the accelerator that is there, otherwise "cpu".

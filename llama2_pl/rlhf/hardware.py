@@ -10,6 +10,7 @@ from torch import nn
 
 from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.model.heads import LanguageModel
+from llama2_pl.model.processor import has_bf16_units
 from llama2_pl.text.tokenizer import Tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -22,7 +23,8 @@ class Hardware:
 
     Args:
         device: auto (a GPU where there is one), cpu, cuda, or cuda:1 and so on.
-        precision: of weights and products: 32-true, bf16-true, or auto (bf16-true on a GPU, 32-true on a CPU).
+        precision: of weights and products: 32-true, bf16-true, or auto (bf16-true on a GPU that has units for it,
+            otherwise 32-true).
     """
 
     device: str = "auto"
@@ -35,7 +37,7 @@ class Hardware:
     def place(self, model: Network) -> Network:
         """The model there, ready to answer or to judge. ValueError where there is no such device."""
         device = self._device()
-        plain = "bf16-true" if device.type == "cuda" else "32-true"
+        plain = "bf16-true" if device.type == "cuda" and has_bf16_units("cuda") else "32-true"
         dtype = TYPES[plain if self.precision == "auto" else self.precision]
         return model.to(device, dtype).eval()
 

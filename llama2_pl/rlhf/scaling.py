@@ -18,6 +18,7 @@ from llama2_pl.evaluation.intervals import Interval, wilson
 from llama2_pl.evaluation.reward import RATINGS
 from llama2_pl.files import write_json
 from llama2_pl.modules.reward import RewardModule
+from llama2_pl.modules.trainer import Trainer
 from llama2_pl.objectives.preference import Margin
 from llama2_pl.rlhf.stages import fingerprint
 
@@ -74,7 +75,7 @@ def reward_scaling(
         lr: peak learning rate by size; 1e-5 for a size that is not named (Llama 2: 5e-6 for 70B).
         max_len: most tokens of a row.
         batch_size: pairs per optimizer step; divide it by accumulate_grad_batches where `trainer` has that.
-        trainer: options of Lightning's Trainer, for example {accelerator: cpu, precision: bf16-mixed}.
+        trainer: options of Lightning's Trainer, for example {accelerator: cpu, precision: auto}.
         seed: of the data and of the heads.
     """
     rates = {**dict.fromkeys(starts, LR), **(lr or {})}
@@ -157,7 +158,7 @@ def _train(cell: Cell) -> dict[str, Any]:
     data = PreferenceDataModule(**cell.data)
     backbone = load_language_model(cell.model["init_from"]).config
     options = {"gradient_clip_val": 1.0, "logger": False, "enable_checkpointing": False, **cell.trainer}
-    trainer = L.Trainer(max_epochs=1, use_distributed_sampler=False, num_sanity_val_steps=0, **options)
+    trainer = Trainer(max_epochs=1, use_distributed_sampler=False, num_sanity_val_steps=0, **options)
     trainer.fit(RewardModule(backbone, **cell.model), datamodule=data)
     return {
         "size": cell.size,

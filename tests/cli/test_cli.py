@@ -8,16 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from jsonargparse._common import parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 
 from llama2_pl import __main__ as process
 from llama2_pl.cli import main
-from llama2_pl.commands import training
 from llama2_pl.commands.parsing import advice, allowed_imports
 from llama2_pl.commands.registry import TOOLS, find_tool, load
 from llama2_pl.commands.training import SaveRunConfig
+from llama2_pl.modules import trainer as trainers
 
 USERS_MODULE = """
 import os, signal
@@ -288,22 +290,40 @@ def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("fastest", ["bf16-mixed", "32-true"])
 def test_precision_auto_is_the_device_s_fastest(config, monkeypatch, fastest) -> None:
-    monkeypatch.setattr(training, "best_precision", {"cpu": fastest}.get)
+    monkeypatch.setattr(trainers, "best_precision", {"cpu": fastest}.get)
     seen = []
-    monkeypatch.setattr(training.Trainer, "fit", lambda self, *_, **__: seen.append(self.precision))
+    monkeypatch.setattr(trainers.Trainer, "fit", lambda self, *_, **__: seen.append(self.precision))
     main(["fit", "--config", config, "--trainer.precision", "auto"])
     main(["fit", "--config", config, "--trainer.precision", "64-true"])
     assert seen == [fastest, "64-true"]
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "there", "expected"),
+    [
+        ("auto", "cuda", "cuda"),
+        ("auto", None, "cpu"),
+        ("gpu", "mps", "mps"),
+        ("cpu", "cuda", "cpu"),
+        (CPUAccelerator(), "cuda", "cpu"),
+    ],
+)
+def test_the_device_is_found_by_every_name_that_lightning_takes(
+    monkeypatch, accelerator, there, expected
+) -> None:
+    found = None if there is None else torch.device(there)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: found)
+    assert trainers.device_type_of(accelerator) == expected
+
+
 @pytest.mark.parametrize("units", [True, False])
 def test_bf16_is_warned_of_where_the_processor_has_no_units_for_it(monkeypatch, units) -> None:
-    monkeypatch.setattr(training, "has_bf16_units", lambda device: units)
+    monkeypatch.setattr(trainers, "has_bf16_units", lambda device: units)
     quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer = training.Trainer(precision="bf16-mixed", **quiet)
-        training.Trainer(precision="32-true", **quiet)
+        trainer = trainers.Trainer(precision="bf16-mixed", **quiet)
+        trainers.Trainer(precision="32-true", **quiet)
     assert trainer.precision == "bf16-mixed"
     told = [str(warning.message) for warning in caught if "no units for bf16" in str(warning.message)]
     assert len(told) == (not units) and all("give auto" in words for words in told)
