@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
+LONGEST_IN_FP32 = (
+    512  # tokens; blocks keep T / 2 weights of each token and head for the backward pass, torch's none
+)
 QUERY_BLOCK = 128  # the fastest of 64 to 512 on two cores, at 256 and 512 tokens
 
 
@@ -33,7 +36,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
     if isinstance(mask, Documents):
         return attend_in_documents(queries, keys, values, mask)
     steps = queries.shape[2]
-    if queries.device.type == "cpu" and steps == keys.shape[2] > 1:
+    fits = queries.dtype == torch.bfloat16 or steps <= LONGEST_IN_FP32
+    if queries.device.type == "cpu" and fits and steps == keys.shape[2] > 1:
         return attend_in_blocks(queries, keys, values, mask)
     return attend_in_torch(queries, keys, values, mask)
 

@@ -60,8 +60,12 @@ def test_a_cpu_takes_blocks_and_a_cached_token_does_not(monkeypatch: pytest.Monk
         return attend_in_blocks(queries, keys, values, mask)
 
     monkeypatch.setattr("llama2_pl.model.attention.attend_in_blocks", watched)
+    monkeypatch.setattr("llama2_pl.model.attention.LONGEST_IN_FP32", 9)
     for dtype in (torch.bfloat16, torch.float32):
         q, k, v = inputs(9, 4, 4, dtype)
         attend(q, k, v, None)
         attend(q[:, :, -1:], k, v, None)
     assert taken == [9, 9]
+    attend(*inputs(10, 4, 4, torch.float32), None)
+    attend(*inputs(10, 4, 4, torch.bfloat16), None)
+    assert taken == [9, 9, 10]
