@@ -61,6 +61,7 @@ class Case(NamedTuple):
 
 # Of training on this CPU: bf16 where it has units for that, which all sides then use.
 PRECISION = {"bf16-mixed": "bf16-mixed", "32-true": "fp32"}[best_precision("cpu")]
+IN = ", fp32" if PRECISION == "fp32" else ""  # behind titles that do not name it
 
 OURS = Side("ours", "ours")
 TRANSFORMERS = Side("transformers", "with_transformers", "transformers")
@@ -109,7 +110,9 @@ def memory() -> list[Case]:
     for vocabulary in (8192, 32_000):
         case = training("34M", replace(TRAINED, vocab_size=vocabulary), 8, 512, *sides, **less)
         cases.append(
-            case._replace(title=f"memory of training, 34M, 8 x 512, vocabulary {vocabulary:,}", config=None)
+            case._replace(
+                title=f"memory of training, 34M, 8 x 512, vocabulary {vocabulary:,}{IN}", config=None
+            )
         )
     return cases
 
@@ -175,16 +178,16 @@ def scaling() -> list[Case]:
     waiting = {"measure": "waited_percent", "unit": "% of the time", "warm_up": 1, "rounds": 3}
     ways = [Side(name, "ours", None, {"packed": name == "packed"}) for name in ("packed", "padded")]
     return [
-        Case("accumulation, demo size, 4 x 256", "accumulate", small, counts, warm_up=1, rounds=3),
+        Case(f"accumulation, demo size, 4 x 256{IN}", "accumulate", small, counts, warm_up=1, rounds=3),
         Case(
-            "SFT, 34M, 64 dialogues of Alpaca-like lengths, rows of 512",
+            f"SFT, 34M, 64 dialogues of Alpaca-like lengths, rows of 512{IN}",
             "dialogues",
             dialogues,
             ways,
             warm_up=1,
         ),
         Case("16 samples of 4 prompts of 256 tokens, the first token", "sample", first, together, warm_up=1),
-        Case("waiting for batches, demo size, 4 x 256", "loader", small, [OURS], **waiting),
+        Case(f"waiting for batches, demo size, 4 x 256{IN}", "loader", small, [OURS], **waiting),
     ]
 
 
@@ -230,4 +233,6 @@ def tiny(case: Case) -> Case:
     """The same case on a CPU, at a size that shows only that it runs."""
     options = {key: min(value, SMALL[key]) if key in SMALL else value for key, value in case.options.items()}
     options |= {"model": shape(TINY), "device": "cpu"}
+    if not has_bf16_units("cpu"):
+        options |= {"precision": "fp32"}
     return case._replace(options=options, warm_up=1, rounds=2, config=TINY if case.config else None)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import pieces, run
 from benchmarks.machine import bandwidth, bytes_per_token, flops_per_token, folder_name, peak_flops, processor
 from benchmarks.pieces import PIECES, Case, Side, shape, tiny
 from benchmarks.render import benchmark_table, limit
@@ -53,6 +54,19 @@ def test_rates_are_set_against_the_limit_of_their_kind() -> None:
     decoding = training._replace(limit="bandwidth")
     assert against_limit(decoding, {"ours": 6.0}, limits)["share_of_bandwidth"] == {"ours": 0.75}
     assert limit({"share_of_bandwidth": {"ours": 0.75}}) == ", 75% of the memory bandwidth"
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_every_limited_case_finds_its_peak_also_at_a_toy_size(
+    monkeypatch: pytest.MonkeyPatch, units: bool
+) -> None:
+    for module in (pieces, run):
+        monkeypatch.setattr(module, "has_bf16_units", lambda device: units)
+    monkeypatch.setattr(run, "peak_flops", lambda *_: 1e9)
+    monkeypatch.setattr(run, "bandwidth", lambda *_: 1e9)
+    toys = [tiny(case) for piece in PIECES.values() for case in piece() if case.config]
+    found = [against_limit(toy, {"ours": 1.0}, run.limits([toy])) for toy in toys]
+    assert len(found) > 4 and all(set(row) & {"share_of_peak", "share_of_bandwidth"} for row in found)
 
 
 def test_limits_of_this_machine_are_measured() -> None:
