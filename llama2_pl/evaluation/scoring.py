@@ -11,15 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from llama2_pl.data.batches import Packing
-from llama2_pl.data.unpadded import (
-    ROWS_IN_ONE,
-    Family,
-    families,
-    on_device,
-    pack_padded,
-    read,
-    takes_trees,
-)
+from llama2_pl.data.unpadded import ROWS_IN_ONE, Family, families, on_device, pack_padded, read, takes_trees
 from llama2_pl.model.heads import ScalarModel
 from llama2_pl.model.parallel import is_sharded, largest_over_ranks
 
@@ -59,10 +51,8 @@ def score_rows(model: ScalarModel, tokens: Tensor, lengths: Tensor, passes: list
     device = next(model.parameters()).device
     wanted = largest_over_ranks(len(passes), device) if is_sharded(model) else len(passes)
     found = torch.zeros(len(tokens), device=device, dtype=torch.float32)
-    for rows, width, packing in [
-        *passes,
-        *passes[:1] * (wanted - len(passes)),
-    ]:  # a rank with fewer goes along
+    again = passes[:1] * (wanted - len(passes))  # a rank with fewer goes along
+    for rows, width, packing in [*passes, *again]:
         part, counts = tokens[rows, :width].to(device), lengths[rows].to(device)
         found[rows.to(device)] = score_padded(model, part, counts, on_device(packing, device))
     return found
