@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -255,3 +256,17 @@ def test_a_batch_says_how_its_rows_are_read_without_padding(
             n * batch.tokens.shape[1] + t for n, length in enumerate(batch.lengths) for t in range(length)
         ]
         assert sorted(packed.source.tolist()) == places
+
+
+def test_on_a_gpu_the_rows_of_a_batch_stay_whole(make_data: MakeData, write_rows) -> None:
+    long = "one two three four five six seven eight nine ten " * 4
+    rows = [pair(f"{long if i % 4 == 0 else 'short'} {i}", "yes", "no") for i in range(16)]
+    data = make_data(helpful=write_rows("uneven.jsonl", rows), safety=None)
+    strategy = SimpleNamespace(root_device=torch.device("cuda"))
+    data.trainer = SimpleNamespace(strategy=strategy, distributed_sampler_kwargs=None)  # type: ignore[assignment]
+    batches = data.train_batches()
+    for n in range(len(batches)):
+        packed = (batch := batches[n]).packing
+        assert packed is not None and packed.branches is None
+        assert packed.document_ids.shape[1] <= batch.tokens.shape[1]
+        assert int((packed.document_ids >= 0).sum()) == int(batch.lengths.sum())
