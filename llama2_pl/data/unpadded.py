@@ -46,9 +46,8 @@ class Family(NamedTuple):
 def families(tokens: np.ndarray, lengths: np.ndarray, most: int) -> list[Family]:
     """Right-padded rows (B, T) of so many tokens (B,) in families of at most `most` tokens, each row in one of them."""
     rows = [row[:length] for row, length in zip(tokens, lengths.tolist(), strict=True)]
-    order = sorted(
-        range(len(rows)), key=lambda n: rows[n].astype(">u4").tobytes()
-    )  # those alike are neighbours
+    # those alike are neighbours
+    order = sorted(range(len(rows)), key=lambda n: rows[n].astype(">u4").tobytes())
     found = [Family((order[0],), len(rows[order[0]]), len(rows[order[0]]))]
     for before, row in pairwise(order):
         family, length = found[-1], len(rows[row])

@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.varlen import varlen_attn
 
-LONGEST_IN_FP32 = (
-    512  # tokens; blocks keep T / 2 weights of each token and head for the backward pass, torch's none
-)
+LONGEST_IN_FP32 = 512  # blocks keep T / 2 weights of each token and head for the backward pass, torch's none
 QUERY_BLOCK = 128  # the fastest of 64 to 512 on two cores, at 256 and 512 tokens
 
 

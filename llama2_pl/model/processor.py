@@ -33,15 +33,19 @@ def has_bf16_units(device_type: str) -> bool:
     return device_type == "cpu" and units and packs(torch.bfloat16)
 
 
+def device_type_there() -> str:
+    """torch's name for the accelerator of this machine, "cpu" where there is none."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if found is None else found.type
+
+
 def best_precision(device_type: str | None = None) -> Literal["bf16-mixed", "32-true"]:
     """The faster of these two precisions on a device, for `L.Trainer(precision=...)`.
 
     Args:
         device_type: "cpu", "cuda" or another of torch's; None: the accelerator that is there, otherwise "cpu".
     """
-    found = torch.accelerator.current_accelerator(check_available=True) if device_type is None else None
-    device_type = device_type or (found.type if found is not None else "cpu")
-    return "bf16-mixed" if has_bf16_units(device_type) else "32-true"
+    return "bf16-mixed" if has_bf16_units(device_type or device_type_there()) else "32-true"
 
 
 def packs(dtype: torch.dtype) -> bool:

@@ -5,21 +5,17 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from lightning.fabric.connector import _PRECISION_INPUT
 from lightning.fabric.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.accelerators import Accelerator
 
-from llama2_pl.model.processor import best_precision, has_bf16_units
+from llama2_pl.model.processor import best_precision, device_type_there, has_bf16_units
 
 
 def device_type_of(accelerator: str | Accelerator) -> str:
     """torch's name for what Lightning will train on."""
     name = accelerator if isinstance(accelerator, str) else accelerator.name()
-    if name not in {"auto", "gpu"}:
-        return name
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if found is None else found.type
+    return device_type_there() if name in {"auto", "gpu"} else name
 
 
 class Trainer(L.Trainer):
