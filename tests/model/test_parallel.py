@@ -71,10 +71,8 @@ def test_compile_asks_for_each_block_and_nothing_else(monkeypatch: pytest.Monkey
     assert compiled == ["Block"] * 3 + ["RMSNorm"]
 
 
-def test_without_a_compiler_the_blocks_run_as_they_are_and_a_warning_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/nowhere/g++",))
+@torch._inductor.config.patch("cpp.cxx", ("/nowhere/g++",))  # pytest's monkeypatch would leave it deleted
+def test_without_a_compiler_the_blocks_run_as_they_are_and_a_warning_says_what_to_install() -> None:
     model = LanguageModel(ModelConfig(32, 3, 4, vocab_size=8))
     with pytest.warns(UserWarning, match="install g"):
         parallelize(model, ParallelPlan(compile=True))
