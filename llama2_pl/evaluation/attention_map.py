@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llama2_pl.model.elementwise import Rotation, rotate
 from llama2_pl.model.heads import LanguageModel
-from llama2_pl.model.layers import Attention, Rotation, rotate
+from llama2_pl.model.layers import Attention
 from llama2_pl.text.chat import Dialog, encode_dialog, system_tokens
 from llama2_pl.text.tokenizer import Tokenizer
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
 
-from llama2_pl.model.layers import Attention, Block, FeedForward, Linear, RMSNorm, Rotation, matrix_dtype
+from llama2_pl.model.elementwise import Rotation
+from llama2_pl.model.layers import Attention, Block, FeedForward, Linear, RMSNorm, matrix_dtype
 from llama2_pl.model.transformer import Transformer
 
 # switch: (library, what installs it, oldest CUDA capability)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from llama2_pl.model.attention import Mask, attend
 from llama2_pl.model.cache import LayerCache
 from llama2_pl.model.config import ModelConfig
+from llama2_pl.model.elementwise import Rotation, rms_norm, rotate, swiglu
 from llama2_pl.model.onednn import OneDnnLinear, suits_onednn
 
 INIT_STD = 0.02
-
-
-class Rotation(NamedTuple):
-    """cos and sin of each position's angles, (B or 1, 1, T, K) float32."""
-
-    cos: Tensor
-    sin: Tensor
 
 
 class Linear(nn.Linear):
@@ -80,9 +73,7 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (normed.to(x.dtype) * self.weight.to(x.dtype)).to(matrix_dtype(x))
+        return rms_norm(x, self.weight, self.eps, matrix_dtype(x))
 
 
 def matrix_dtype(x: Tensor) -> torch.dtype:
@@ -136,14 +127,6 @@ class RoPE(nn.Module):
         return Rotation(angles.cos(), angles.sin())
 
 
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair of x (B, heads, T, K) by its position's angle, in fp32, and cast back."""
-    wide = x.float()
-    first, second = wide.chunk(2, -1)
-    turned = wide * rotation.cos + torch.cat((-second, first), -1) * rotation.sin
-    return turned.to(x.dtype)
-
-
 class Attention(nn.Module):
     """Causal self-attention; query head h reads kv head h // (H / G)."""
 
@@ -192,7 +175,7 @@ class FeedForward(nn.Module):
         return self.w2(self.gated(gate, up))
 
     def gated(self, gate: Tensor, up: Tensor) -> Tensor:
-        return F.silu(gate) * up
+        return swiglu(gate, up)
 
 
 class Block(nn.Module):
