@@ -21,7 +21,6 @@ from llama2_pl.text.tokenizer import Tokenizer
 
 READER_KEYS = ("format", "encoding", "text_key", "strict")
 SOURCE_KEYS = ("path", "weight", *READER_KEYS)
-ENCODE_CHARACTERS = 1 << 20
 
 
 class CorpusDataModule(NumberedDataModule):
@@ -177,16 +176,14 @@ class CorpusDataModule(NumberedDataModule):
         return build_once(self.cache_dir, f"corpus-{name}", [files, options], build)
 
     def _build(self, name: str, folder: Path, files: list, tokenizer: Tokenizer) -> None:
-        """Tokenise one source to ``folder/train`` and ``folder/val``; memory holds about a megabyte of text."""
+        """Tokenise one source to ``folder/train`` and ``folder/val``; memory holds one text."""
         began = time.monotonic()
         args = (tokenizer.vocab_size, tokenizer.sha256)
         train, val = TokenFileWriter(folder / "train", *args), TokenFileWriter(folder / "val", *args)
         limit = self.max_tokens_per_source or float("inf")
-        for texts in _chunks(self._texts(name)):
-            for text, ids in zip(texts, tokenizer.encode_batch(texts, bos=True, eos=True), strict=True):
-                (val if is_held_out(text, self.val_fraction) else train).add(ids)
-                if train.num_tokens >= limit:
-                    break
+        for text in self._texts(name):
+            held_out = is_held_out(text, self.val_fraction)
+            (val if held_out else train).add(tokenizer.encode(text, bos=True, eos=True))
             if train.num_tokens >= limit:
                 break
         train.close(files)
@@ -214,17 +211,3 @@ def _checked_source(name: str, source: dict[str, Any]) -> dict[str, Any]:
 
 def _reader_options(source: dict[str, Any]) -> dict[str, Any]:
     return {key: source[key] for key in READER_KEYS if key in source}
-
-
-def _chunks(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Texts in lists of about a million characters, one tokenizer call each."""
-    chunk: list[str] = []
-    size = 0
-    for text in texts:
-        chunk.append(text)
-        size += len(text)
-        if size >= ENCODE_CHARACTERS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk

@@ -134,7 +134,7 @@ def test_rows_come_from_their_source(make_data: MakeData) -> None:
 
 def test_a_second_setup_tokenises_nothing(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
     make_data().prepare_data()
-    monkeypatch.setattr(Tokenizer, "encode_batch", lambda *a, **k: pytest.fail("tokenised again"))
+    monkeypatch.setattr(Tokenizer, "encode", lambda *a, **k: pytest.fail("tokenised again"))
     began = time.perf_counter()
     data = make_data()
     data.prepare_data()

@@ -49,10 +49,6 @@ def test_encode_equals_sentencepiece_with_bos_and_eos_by_number(tiny: Tokenizer)
         ids = processor.encode(text)
         assert tiny.encode(text) == ids
         assert tiny.encode(text, bos=True, eos=True) == [1, *ids, 2]
-    assert tiny.encode_batch(["a", "b c"], eos=True) == [
-        tiny.encode("a", eos=True),
-        tiny.encode("b c", eos=True),
-    ]
 
 
 @pytest.mark.parametrize("text", ["<s>", "</s>", "<unk>", "<0x0A>", "a</s><s>b"])
