@@ -14,7 +14,7 @@ from llama2_pl.data.readers.prompts import PromptRow, read_prompts
 from llama2_pl.evaluation.answers import decode_responses
 from llama2_pl.generation.sampler import Rollout, generate
 from llama2_pl.model.heads import LanguageModel
-from llama2_pl.objectives.language import token_logprobs_from_hidden
+from llama2_pl.objectives.language import predicting, token_logprobs_from_hidden
 from llama2_pl.objectives.ppo import kl_estimate
 from llama2_pl.text.chat import Dialog, encode_prompt
 from llama2_pl.text.tokenizer import Tokenizer
@@ -127,7 +127,7 @@ def logprobs(model: LanguageModel, rollout: Rollout, max_batch: int) -> Tensor:
     model.eval()
     try:
         parts = [
-            token_logprobs_from_hidden(model.hidden(tokens), model.head, tokens, mask)[0]
+            token_logprobs_from_hidden(model.hidden(tokens, at=predicting(mask)), model.head, tokens, mask)[0]
             for tokens, mask in zip(
                 rollout.tokens.split(max_batch), rollout.response_mask.split(max_batch), strict=True
             )

@@ -28,7 +28,7 @@ from llama2_pl.data.packing import pack_whole
 from llama2_pl.generation.sampler import generate
 from llama2_pl.model.memory import keep_freed_memory
 from llama2_pl.model.parallel import ParallelPlan, parallelize
-from llama2_pl.objectives.language import next_token_loss_from_hidden
+from llama2_pl.objectives.language import next_token_loss_from_hidden, predicting
 from llama2_pl.text.tokenizer import train_tokenizer
 
 WORDS = "the cat sat on the mat and the dog ran to the house of the old man in a big red coat".split()
@@ -49,7 +49,8 @@ def build(options: dict) -> LanguageModel:
 
 
 def mean_loss(model: LanguageModel, batch: Batch) -> Tensor:
-    hidden = model.hidden(batch.tokens, document_ids=batch.document_ids)
+    at = predicting(batch.loss_mask)
+    hidden = model.hidden(batch.tokens, document_ids=batch.document_ids, at=at)
     total, count = next_token_loss_from_hidden(hidden, model.head, batch.tokens, batch.loss_mask)
     return total / count
 

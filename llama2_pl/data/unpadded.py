@@ -165,14 +165,17 @@ def on_device(packing: Packing | None, device: torch.device) -> Packing | None:
     return Packing(*parts)  # type: ignore[arg-type]
 
 
-def read(forward: Callable[..., Tensor], tokens: Tensor, packing: Packing | None) -> Tensor:
+def read(
+    forward: Callable[..., Tensor], tokens: Tensor, packing: Packing | None, at: Tensor | None = None
+) -> Tensor:
     """What `forward` gives for tokens (B, T), (B, T, ...): 0 at positions that a packing leaves out.
 
-    forward: a network or its `hidden`, which takes positions, document_ids and branches. ValueError where a row is
-    longer than the network can read.
+    forward: a network or its `hidden`, which takes positions, document_ids, branches and at. at: places (N,) in the
+    flattened tokens, none left out, where alone it is wanted, (N, ...). ValueError where a row is longer than the
+    network can read.
     """
     if packing is None:
-        return forward(tokens)
+        return forward(tokens) if at is None else forward(tokens, at=at)
     most = getattr(forward, "__self__", forward).config.max_seq_len
     if packing.longest > most:
         raise ValueError(
@@ -181,9 +184,11 @@ def read(forward: Callable[..., Tensor], tokens: Tensor, packing: Packing | None
     ids = packing.document_ids
     packed = tokens.new_full((ids.numel(),), PADDING_ID)
     packed[packing.target] = tokens.flatten()[packing.source]
-    seen = forward(
-        packed.view_as(ids), positions=packing.positions, document_ids=ids, branches=packing.branches
-    )
+    inputs = {"positions": packing.positions, "document_ids": ids, "branches": packing.branches}
+    if at is not None:
+        place = packing.target.new_zeros(tokens.numel()).index_copy(0, packing.source, packing.target)
+        return forward(packed.view_as(ids), **inputs, at=place[at])
+    seen = forward(packed.view_as(ids), **inputs)
     # index_select and index_copy: the backward pass of plain indexing adds one row after the other on a CPU
     found = seen.flatten(0, 1).index_select(0, packing.target)
     out = found.new_zeros(tokens.numel(), *found.shape[1:])

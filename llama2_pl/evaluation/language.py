@@ -10,7 +10,7 @@ import torch
 
 from llama2_pl.data.batches import Batch
 from llama2_pl.model.heads import LanguageModel
-from llama2_pl.objectives.language import next_token_loss_from_hidden
+from llama2_pl.objectives.language import next_token_loss_from_hidden, predicting
 
 
 class Perplexity(TypedDict):
@@ -31,7 +31,7 @@ def perplexity(model: LanguageModel, batches: Iterable[Batch]) -> Perplexity:
         for batch in batches:
             tokens, mask, documents = (None if part is None else part.to(device) for part in batch)
             assert tokens is not None and mask is not None
-            hidden = model.hidden(tokens, document_ids=documents)
+            hidden = model.hidden(tokens, document_ids=documents, at=predicting(mask))
             loss, counted = next_token_loss_from_hidden(hidden, model.head, tokens, mask)
             total, count = total + loss.item(), count + int(counted)
     finally:

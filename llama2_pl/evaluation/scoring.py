@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llama2_pl.data.batches import Packing
 from llama2_pl.data.unpadded import ROWS_IN_ONE, Family, families, on_device, pack_padded, read, takes_trees
-from llama2_pl.model.heads import ScalarModel
+from llama2_pl.model.heads import ScalarModel, last_places
 from llama2_pl.model.parallel import is_sharded, largest_over_ranks
 
 
@@ -20,8 +20,7 @@ def score_padded(model: ScalarModel, tokens: Tensor, lengths: Tensor, packing: P
     """Right-padded dialogues (R, T), lengths (R,) -> (R,) linear scores; the same with a packing, in less time."""
     if packing is None:
         return model.score(tokens, lengths)
-    values = read(model, tokens, packing)
-    return values[torch.arange(len(values), device=values.device), lengths - 1]
+    return read(model, tokens, packing, last_places(lengths, tokens.shape[1]))
 
 
 class ScorePass(NamedTuple):

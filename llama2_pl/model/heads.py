@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from llama2_pl.model.cache import KVCache
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.layers import Linear
-from llama2_pl.model.transformer import Transformer
+from llama2_pl.model.transformer import Inputs, Transformer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class LanguageModel(nn.Module):
@@ -20,46 +24,13 @@ class LanguageModel(nn.Module):
         self.backbone = Transformer(config)
         self.head = Linear(config.dim, config.vocab_size)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        *,
-        positions: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        branches: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, **inputs: Unpack[Inputs]) -> Tensor:
         """(B, T) -> logits (B, T, V) float32. Arguments as for `Transformer`."""
-        hidden = self.hidden(
-            tokens,
-            positions=positions,
-            document_ids=document_ids,
-            branches=branches,
-            key_mask=key_mask,
-            cache=cache,
-        )
-        return self.head(hidden).float()
+        return self.head(self.hidden(tokens, **inputs)).float()
 
-    def hidden(
-        self,
-        tokens: Tensor,
-        *,
-        positions: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        branches: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
+    def hidden(self, tokens: Tensor, **inputs: Unpack[Inputs]) -> Tensor:
         """(B, T) -> (B, T, D): for losses that never hold all logits at once."""
-        return self.backbone(
-            tokens,
-            positions=positions,
-            document_ids=document_ids,
-            branches=branches,
-            key_mask=key_mask,
-            cache=cache,
-        )
+        return self.backbone(tokens, **inputs)
 
 
 class ScalarModel(nn.Module):
@@ -71,32 +42,19 @@ class ScalarModel(nn.Module):
         self.backbone = Transformer(config)
         self.head = Linear(config.dim, 1)
 
-    def forward(
-        self,
-        tokens: Tensor,
-        *,
-        positions: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        branches: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """(B, T) -> (B, T) float32, one value per position. Arguments as for `Transformer`."""
-        hidden = self.backbone(
-            tokens,
-            positions=positions,
-            document_ids=document_ids,
-            branches=branches,
-            key_mask=key_mask,
-            cache=cache,
-        )
-        return self.head(hidden).squeeze(-1).float()
+    def forward(self, tokens: Tensor, **inputs: Unpack[Inputs]) -> Tensor:
+        """(B, T) -> (B, T) float32, one value per position; with `at` (N,). Arguments as for `Transformer`."""
+        return self.head(self.backbone(tokens, **inputs)).squeeze(-1).float()
 
     def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Right-padded rows (B, T) and their lengths (B,) -> (B,): the value at each row's last real token.
 
         Our choice: the paper does not say where it pools; the last token, EOS, has seen the whole dialogue.
         """
-        hidden = self.backbone(tokens)
-        last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
+        last = self.backbone(tokens, at=last_places(lengths, tokens.shape[1]))
         return self.head(last).squeeze(-1).float()
+
+
+def last_places(lengths: Tensor, width: int) -> Tensor:
+    """Where in the flattened rows of `width` columns each row's last token is: lengths (B,) -> (B,)."""
+    return torch.arange(len(lengths), device=lengths.device) * width + lengths - 1

@@ -141,15 +141,20 @@ class Attention(nn.Module):
         # Set by `parallelize`.
         self.joined = False
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None) -> Tensor:
-        """(B, T, D) -> (B, T, D); mask (B, 1, T, S) True where attended, None: plain causal."""
+    def forward(
+        self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None, at: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D), or (N, D): of the flattened tokens those at places (N,).
+
+        mask (B, 1, T, S) True where attended, None: plain causal.
+        """
         queries, keys, values = map(self._heads, products(x, (self.wq, self.wk, self.wv), self.joined))
         queries, keys = self.rotate(queries, keys, rotation)
         if cache is not None:
             keys, values = cache.write(keys, values)
             keys, values = keys.to(queries.dtype), values.to(queries.dtype)
         attended = attend(queries, keys, values, mask)
-        return self.wo(attended.transpose(1, 2).flatten(2))
+        return self.wo(picked(attended.transpose(1, 2).flatten(2), at))
 
     def rotate(self, queries: Tensor, keys: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
         return rotate(queries, rotation), rotate(keys, rotation)
@@ -190,18 +195,30 @@ class Block(nn.Module):
         # Set by `parallelize`. A flag, since torch's checkpoint_wrapper would change the names of the parameters.
         self.recompute = False
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None) -> Tensor:
-        """Keeps no activations for the backward pass where `recompute` is set; never so with a cache."""
+    def forward(
+        self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None, at: Tensor | None = None
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D), or (N, D): of the flattened tokens those at places (N,).
+
+        Keeps no activations for the backward pass where `recompute` is set; never so with a cache.
+        """
         if not self.recompute or cache is not None or not torch.is_grad_enabled():
-            return self._transform(x, rotation, mask, cache)
+            return self._transform(x, rotation, mask, cache, at)
         # There is no dropout, hence no random state to keep.
         return checkpoint(  # type: ignore[return-value]
-            self._transform, x, rotation, mask, None, use_reentrant=False, preserve_rng_state=False
+            self._transform, x, rotation, mask, None, at, use_reentrant=False, preserve_rng_state=False
         )
 
-    def _transform(self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None) -> Tensor:
-        h = x + self.attention(self.attention_norm(x), rotation, mask, cache)
+    def _transform(
+        self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None, at: Tensor | None
+    ) -> Tensor:
+        h = picked(x, at) + self.attention(self.attention_norm(x), rotation, mask, cache, at)
         return h + self.feed_forward(self.ffn_norm(h))
+
+
+def picked(x: Tensor, at: Tensor | None) -> Tensor:
+    """(B, T, D) -> (N, D), those at places (N,) of the flattened tokens; as it is without places."""
+    return x if at is None else x.flatten(0, 1).index_select(0, at)
 
 
 def residual_std(config: ModelConfig) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,17 @@ from llama2_pl.model.attention import Documents
 from llama2_pl.model.cache import KVCache
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.layers import Block, Embedding, RMSNorm, RoPE
+
+
+class Inputs(TypedDict, total=False):
+    """What `Transformer` takes beside the tokens; see there."""
+
+    positions: Tensor | None
+    document_ids: Tensor | None
+    branches: Tensor | None
+    key_mask: Tensor | None
+    cache: KVCache | None
+    at: Tensor | None
 
 
 class Transformer(nn.Module):
@@ -43,8 +55,9 @@ class Transformer(nn.Module):
         branches: Tensor | None = None,
         key_mask: Tensor | None = None,
         cache: KVCache | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        """(B, T) -> (B, T, D), after the final norm.
+        """(B, T) -> (B, T, D), after the final norm; with `at` (N, D).
 
         Args:
             tokens: ids (B, T).
@@ -55,6 +68,8 @@ class Transformer(nn.Module):
                 branch, which only its own tokens read. With positions, where each branch goes on from the trunk.
             key_mask: (B, S) bool, S the filled cache with these tokens: False keys, such as left padding, are not read.
             cache: keys and values of earlier tokens; these are added behind them.
+            at: (N,) the places in the flattened (B * T) whose states are wanted, by default all: a reward model reads
+                one of each answer. The others then go through the last block's attention only.
         """
         past = cache.length if cache is not None else 0
         check_lengths(self.config, tokens, positions, document_ids, key_mask, cache)
@@ -71,7 +86,9 @@ class Transformer(nn.Module):
         rotation = self.rope(positions)
         hidden = self.embedding(tokens)
         for number, layer in enumerate(self.layers):
-            hidden = layer(hidden, rotation, mask, cache.layer(number) if cache is not None else None)
+            last = number == len(self.layers) - 1
+            earlier = cache.layer(number) if cache is not None else None
+            hidden = layer(hidden, rotation, mask, earlier, at if last else None)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.norm(hidden)

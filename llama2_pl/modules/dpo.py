@@ -15,7 +15,7 @@ from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.parallel import weights_fingerprint
 from llama2_pl.modules.base import LlamaModule, plain_arguments
 from llama2_pl.objectives.dpo import answer_mask, dpo_loss, implicit_rewards
-from llama2_pl.objectives.language import token_logprobs_from_hidden
+from llama2_pl.objectives.language import predicting, token_logprobs_from_hidden
 
 
 class DPOModule(LlamaModule):
@@ -122,6 +122,6 @@ class DPOModule(LlamaModule):
 
 
 def _answer_logprobs(model: LanguageModel, batch: PreferenceBatch, mask: Tensor) -> Tensor:
-    hidden = read(model.hidden, batch.tokens, batch.packing)
+    hidden = read(model.hidden, batch.tokens, batch.packing, predicting(mask))
     logprobs, _ = token_logprobs_from_hidden(hidden, model.head, batch.tokens, mask)
     return logprobs.sum(1)

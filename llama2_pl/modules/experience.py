@@ -13,7 +13,7 @@ from llama2_pl.data.unpadded import counted_lengths, on_device, pack_padded, rea
 from llama2_pl.generation.sampler import Rollout
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.modules.policy import Scored
-from llama2_pl.objectives.language import token_logprobs_from_hidden
+from llama2_pl.objectives.language import predicting, token_logprobs_from_hidden
 from llama2_pl.objectives.ppo import values_before_tokens
 from llama2_pl.objectives.reward import whiten
 
@@ -78,13 +78,13 @@ def policy_logprobs(
     model: LanguageModel, tokens: Tensor, mask: Tensor, temperature: float, packed: Packing | None = None
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each response token under the distribution that is sampled from, and its entropy."""
-    hidden = read(model.hidden, tokens, packed)
+    hidden = read(model.hidden, tokens, packed, predicting(mask))
     return token_logprobs_from_hidden(hidden, model.head, tokens, mask, temperature)
 
 
 def state_values(model: ScalarModel, tokens: Tensor, mask: Tensor, packed: Packing | None = None) -> Tensor:
     """(B, T): the value of the state in which each response token is chosen."""
-    return values_before_tokens(read(model, tokens, packed)) * mask
+    return values_before_tokens(read(model, tokens, packed, predicting(mask)), mask)
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def own_judgement(
     policy: LanguageModel, tokens: Tensor, mask: Tensor, temperature: float, packed: Packing | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities under the policy that sampled, its entropies, log-probabilities at temperature 1."""
-    hidden = read(policy.hidden, tokens, packed)
+    hidden = read(policy.hidden, tokens, packed, predicting(mask))
     logprobs, entropy = token_logprobs_from_hidden(hidden, policy.head, tokens, mask, temperature)
     if temperature == 1:
         return logprobs, entropy, logprobs

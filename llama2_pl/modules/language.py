@@ -13,7 +13,7 @@ from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.transformer import extend_context
 from llama2_pl.modules.base import LlamaModule, check_same_config, scale_gradients
-from llama2_pl.objectives.language import next_token_loss_from_hidden
+from llama2_pl.objectives.language import next_token_loss_from_hidden, predicting
 
 # What a micro-batch's summed loss is divided by before the backward pass, only to keep numbers near those of
 # a mean. Any constant gives the same step; a power of two does so without rounding.
@@ -52,7 +52,8 @@ class LanguageModule(LlamaModule):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum of the losses of the batch's targets, and their number."""
-        hidden = self.model.hidden(batch.tokens, document_ids=batch.document_ids)
+        at = predicting(batch.loss_mask)
+        hidden = self.model.hidden(batch.tokens, document_ids=batch.document_ids, at=at)
         return next_token_loss_from_hidden(hidden, self.model.head, batch.tokens, batch.loss_mask)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -43,7 +43,7 @@ def next_token_loss_from_hidden(
     Our choice: only positions that count pass through the head, `chunk` at a time (None: as CHUNK and CHUNK_LOGITS
     say), and a chunk's gradient is taken while its logits are there; with 32,000 words the fp32 logits are otherwise
     the largest tensor.
-    hidden (B, T, D), tokens (B, T), loss_mask (B, T).
+    hidden (B, T, D), or (C, D) at `predicting(loss_mask)` alone; tokens (B, T), loss_mask (B, T).
     """
     counted, chunk = loss_mask[:, 1:], chunk or _positions(head)
     rows, targets = _counted_rows(hidden, tokens, counted)
@@ -54,11 +54,25 @@ def next_token_loss_from_hidden(
     return torch.stack(losses).sum(), counted.sum()
 
 
+def predicting(loss_mask: Tensor) -> Tensor | None:
+    """Where in the flattened (B * T) the states are that predict counted tokens, (C,), for `Transformer(at=...)`.
+
+    None where all states are to be given: where all tokens count, and on a GPU, where the host would have to wait for
+    their number.
+    """
+    counted = loss_mask[:, 1:]
+    if counted.device.type != "cpu" or counted.all():
+        return None
+    return F.pad(counted, (0, 1)).flatten().nonzero().flatten()
+
+
 def _counted_rows(hidden: Tensor, tokens: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     """The states (C, D) that predict counted tokens and those tokens (C,).
 
     On a GPU all states, IGNORED where nothing counts: to pick rows, the host would have to wait for their number.
     """
+    if hidden.dim() == 2:
+        return hidden, tokens[:, 1:][counted]
     on_gpu = hidden.device.type != "cpu"
     if not (on_gpu or counted.all()):  # in pretraining all count, and none needs to be picked
         return hidden[:, :-1][counted], tokens[:, 1:][counted]
@@ -169,7 +183,7 @@ def token_logprobs_from_hidden(
     Our choice: 0 outside `mask`, so that the head runs on counted positions only. The entropy carries no
     gradient: the paper's objective has no entropy bonus, it is for the log. On a GPU the head runs on all positions,
     as in `next_token_loss_from_hidden`: to pick some, the host would have to wait for their number.
-    hidden (B, T, D), tokens (B, T), mask (B, T) -> two (B, T) fp32.
+    hidden (B, T, D), or (C, D) at `predicting(mask)` alone; tokens (B, T), mask (B, T) -> two (B, T) fp32.
     """
     counted = mask[:, 1:]
     rows, targets = _counted_rows(hidden, tokens, counted)

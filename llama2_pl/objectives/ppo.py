@@ -28,12 +28,17 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum() / mask.sum().clamp(min=1)
 
 
-def values_before_tokens(values: Tensor) -> Tensor:
-    """values[:, t] of the state before token t, from a network whose output at t has read token t.
+def values_before_tokens(values: Tensor, mask: Tensor) -> Tensor:
+    """Of each token that mask (B, T) counts the value of the state before it, from a network that has read it; else 0.
 
-    (B, T) -> (B, T); 0 at position 0.
+    values (B, T), or (C,) at `language.predicting(mask)` alone -> (B, T). Position 0 has no state before it.
     """
-    return F.pad(values[:, :-1], (1, 0))
+    counted = mask[:, 1:]
+    if values.dim() == 1:
+        before = values.new_zeros(counted.shape).masked_scatter(counted, values)
+    else:
+        before = values[:, :-1] * counted
+    return F.pad(before, (1, 0))
 
 
 def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: Literal["k1", "k3"] = "k1") -> Tensor:

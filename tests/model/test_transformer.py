@@ -356,6 +356,28 @@ def test_a_score_is_the_scalar_at_the_last_real_token() -> None:
     assert torch.equal(model.score(padded, lengths), model.score(ids, lengths))
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_states_at_some_places_are_those_of_all(packed: bool, recompute: bool) -> None:
+    """And so are the gradients; a place may be named twice, as the end of a prompt with two answers."""
+    model, at = lively().requires_grad_(True), torch.tensor([3, 39, 3, 20])
+    for block in model.backbone.layers:
+        block.recompute = recompute
+    ids = tokens()
+    documents = (torch.arange(20) // 7).expand(2, -1) if packed else None
+    gradients = []
+    for states in (
+        model.hidden(ids, document_ids=documents).flatten(0, 1)[at],
+        model.hidden(ids, document_ids=documents, at=at),
+    ):
+        assert states.shape == (4, model.config.dim)
+        (states * torch.arange(1, 5)[:, None]).square().sum().backward()
+        gradients.append([states.detach(), *(p.grad.clone() for p in model.backbone.parameters())])
+        model.zero_grad()
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
 def test_hidden_states_are_what_the_head_reads() -> None:
     model = lively()
     assert torch.equal(model.head(model.hidden(tokens())), model(tokens()))

@@ -11,6 +11,7 @@ from llama2_pl.data.unpadded import counted_lengths, pack_padded, read
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.modules.experience import policy_logprobs, state_values
+from llama2_pl.objectives.language import token_logprobs
 
 CONFIG = ModelConfig(
     dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=61, multiple_of=16, max_seq_len=64
@@ -52,12 +53,19 @@ def test_log_probabilities_values_and_gradients_are_those_of_the_padded_rows(row
     torch.manual_seed(1)
     policy, value = LanguageModel(CONFIG), ScalarModel(CONFIG)
     weights = torch.randn(mask.shape)
+    logits, every = policy(tokens), value(tokens)
+    expected = (
+        token_logprobs(logits / 0.7, tokens) * mask,
+        torch.nn.functional.pad(every[:, :-1], (1, 0)) * mask,
+    )
     results = []
     for packed in (None, plan(mask, 64), plan(mask, 20)):
         policy.zero_grad()
         value.zero_grad()
         logprobs, entropy = policy_logprobs(policy, tokens, mask, 0.7, packed)
         values = state_values(value, tokens, mask, packed)
+        for found, wanted in zip((logprobs, values), expected, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
         ((logprobs + values) * weights).sum().backward()
         gradients = [p.grad.clone() for network in (policy, value) for p in network.parameters()]
         results.append([logprobs.detach(), entropy, values.detach(), *gradients])

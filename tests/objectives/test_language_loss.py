@@ -147,6 +147,20 @@ def test_bfloat16_logits_are_summed_in_float32():
     assert total.item() == pytest.approx(1000 * math.log(2), rel=1e-5)
 
 
+def test_states_at_the_places_that_predict_suffice():
+    hidden, head, tokens, mask = random_case()
+    mask[:, 0] = False
+    at = language.predicting(mask)
+    assert at is not None and len(at) == int(mask.sum()) < mask.numel()
+    alone = hidden.flatten(0, 1)[at]
+    for function in (language.next_token_loss_from_hidden, language.token_logprobs_from_hidden):
+        for got, want in zip(
+            function(alone, head, tokens, mask), function(hidden, head, tokens, mask), strict=True
+        ):
+            torch.testing.assert_close(got, want)
+    assert language.predicting(torch.ones_like(mask)) is None  # all are wanted but the last of each row
+
+
 def test_logprobs_stand_at_their_own_token():
     got = language.token_logprobs(logits(1, 3), torch.tensor([[0, 1, 0]]))
     torch.testing.assert_close(got, torch.tensor([[0.0, -THREE_QUARTERS, -QUARTER]]))

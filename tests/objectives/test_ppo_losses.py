@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llama2_pl.objectives import ppo
+from llama2_pl.objectives.language import predicting
 
 
 def row(*values: float) -> torch.Tensor:
@@ -24,7 +25,13 @@ def random_rows(seed: int = 0):
 
 
 def test_values_move_to_the_token_they_precede():
-    assert ppo.values_before_tokens(row(1, 2, 3)).tolist() == [[0, 1, 2]]
+    counted = torch.tensor([[False, True, True], [False, False, True]])
+    every = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    expected = [[0, 1, 2], [0, 0, 5]]
+    assert ppo.values_before_tokens(every, counted).tolist() == expected
+    at = predicting(counted)
+    assert at is not None and at.tolist() == [0, 1, 4]
+    assert ppo.values_before_tokens(every.flatten()[at], counted).tolist() == expected
 
 
 def test_kl_estimates_by_hand():
