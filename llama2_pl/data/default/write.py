@@ -16,7 +16,7 @@ from llama2_pl.data.default.tasks import Split
 from llama2_pl.data.default.world import World, build_world
 from llama2_pl.data.readers.common import write_jsonl
 
-VERSION = 7
+VERSION = 8
 TRAIN: tuple[Split, ...] = ("train",)
 HELD_OUT: tuple[Split, ...] = ("fact", "phrase")
 
