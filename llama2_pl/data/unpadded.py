@@ -186,7 +186,7 @@ def read(
     packed[packing.target] = tokens.flatten()[packing.source]
     inputs = {"positions": packing.positions, "document_ids": ids, "branches": packing.branches}
     if at is not None:
-        place = packing.target.new_zeros(tokens.numel()).index_copy(0, packing.source, packing.target)
+        place = packing.target.new_full((tokens.numel(),), -1).index_copy(0, packing.source, packing.target)
         return forward(packed.view_as(ids), **inputs, at=place[at])
     seen = forward(packed.view_as(ids), **inputs)
     # index_select and index_copy: the backward pass of plain indexing adds one row after the other on a CPU

@@ -25,7 +25,7 @@ class Rotation(NamedTuple):
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """x (..., D) / rms(x) in fp32, cast back, then times the gain (D,): the order of Meta's code; as `dtype`."""
-    if plain():
+    if differentiated_elsewhere():
         wide = x.float()
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
         return (normed.to(x.dtype) * gain.to(x.dtype)).to(dtype)
@@ -34,7 +34,7 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair of x (B, heads, T, K) by its position's angle, in fp32, and cast back."""
-    if plain():
+    if differentiated_elsewhere():
         wide = x.float()
         first, second = wide.chunk(2, -1)
         turned = wide * rotation.cos + torch.cat((-second, first), -1) * rotation.sin
@@ -44,10 +44,10 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up."""
-    return F.silu(gate) * up if plain() else _SwiGLU.apply(gate, up)  # type: ignore[return-value]
+    return F.silu(gate) * up if differentiated_elsewhere() else _SwiGLU.apply(gate, up)  # type: ignore[return-value]
 
 
-def plain() -> bool:
+def differentiated_elsewhere() -> bool:
     """Whether somebody else takes care of the backward pass."""
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 

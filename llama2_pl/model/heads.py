@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.layers import Linear
 from llama2_pl.model.transformer import Inputs, Transformer
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 class LanguageModel(nn.Module):
@@ -25,11 +21,11 @@ class LanguageModel(nn.Module):
         self.head = Linear(config.dim, config.vocab_size)
 
     def forward(self, tokens: Tensor, **inputs: Unpack[Inputs]) -> Tensor:
-        """(B, T) -> logits (B, T, V) float32. Arguments as for `Transformer`."""
+        """(B, T) -> logits (B, T, V) float32; with `at` (N, V). Arguments as for `Transformer`."""
         return self.head(self.hidden(tokens, **inputs)).float()
 
     def hidden(self, tokens: Tensor, **inputs: Unpack[Inputs]) -> Tensor:
-        """(B, T) -> (B, T, D): for losses that never hold all logits at once."""
+        """(B, T) -> (B, T, D), with `at` (N, D): for losses that never hold all logits at once."""
         return self.backbone(tokens, **inputs)
 
 
@@ -51,7 +47,7 @@ class ScalarModel(nn.Module):
 
         Our choice: the paper does not say where it pools; the last token, EOS, has seen the whole dialogue.
         """
-        last = self.backbone(tokens, at=last_places(lengths, tokens.shape[1]))
+        last = self.backbone(tokens, at=last_places(lengths.to(tokens.device), tokens.shape[1]))
         return self.head(last).squeeze(-1).float()
 
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from llama2_pl.model.attention import Documents
 from llama2_pl.model.cache import KVCache
 from llama2_pl.model.config import ModelConfig
-from llama2_pl.model.layers import Block, Embedding, RMSNorm, RoPE
+from llama2_pl.model.layers import Block, Embedding, RMSNorm, RoPE, picked
 
 
 class Inputs(TypedDict, total=False):
-    """What `Transformer` takes beside the tokens; see there."""
+    """What `Transformer` takes beside the tokens; see there. Heads pass it on as it is, by these names alone."""
 
     positions: Tensor | None
     document_ids: Tensor | None
@@ -85,13 +85,17 @@ class Transformer(nn.Module):
             mask = attention_mask(tokens, document_ids, branches, key_mask, past)
         rotation = self.rope(positions)
         hidden = self.embedding(tokens)
+        # A compiled block would be compiled again for every number of places.
+        inside = None if self.compiled else at
         for number, layer in enumerate(self.layers):
-            last = number == len(self.layers) - 1
             earlier = cache.layer(number) if cache is not None else None
-            hidden = layer(hidden, rotation, mask, earlier, at if last else None)
+            hidden = layer(
+                hidden, rotation, mask, earlier, inside if number == len(self.layers) - 1 else None
+            )
         if cache is not None:
             cache.advance(tokens.shape[1])
-        return self.norm(hidden)
+        normed = self.norm(hidden)
+        return normed if inside is at else picked(normed, at)
 
 
 def extend_context(model: nn.Module, max_seq_len: int) -> None:

@@ -74,7 +74,7 @@ def _counted_rows(hidden: Tensor, tokens: Tensor, counted: Tensor) -> tuple[Tens
     if hidden.dim() == 2:
         return hidden, tokens[:, 1:][counted]
     on_gpu = hidden.device.type != "cpu"
-    if not (on_gpu or counted.all()):  # in pretraining all count, and none needs to be picked
+    if not (on_gpu or counted.all()):
         return hidden[:, :-1][counted], tokens[:, 1:][counted]
     return hidden[:, :-1].flatten(0, 1), tokens[:, 1:].masked_fill(~counted, IGNORED).flatten()
 

@@ -33,7 +33,7 @@ def check_against(ours, literal, inputs: list[Tensor], dtype: torch.dtype) -> No
 
 
 @PRECISIONS
-def test_norm(dtype: torch.dtype) -> None:
+def test_norm_and_gradients_are_those_of_torch(dtype: torch.dtype) -> None:
     x, gain = draw(3, 5, 16, dtype=dtype), draw(16, dtype=dtype)
     check_against(
         lambda x, gain: rms_norm(x, gain, 1e-5, dtype),
@@ -43,7 +43,7 @@ def test_norm(dtype: torch.dtype) -> None:
     )
 
 
-def test_norm_of_fp32_given_as_bf16() -> None:
+def test_norm_of_a_stream_in_fp32_may_be_given_in_bf16() -> None:
     """As under autocast: the stream stays fp32, its gradient too."""
     x, gain = draw(4, 16), draw(16)
     check_against(
@@ -55,7 +55,7 @@ def test_norm_of_fp32_given_as_bf16() -> None:
 
 
 @PRECISIONS
-def test_rotation(dtype: torch.dtype) -> None:
+def test_rotation_is_a_complex_product_and_its_gradient_turns_back(dtype: torch.dtype) -> None:
     """Pairs (i, i + K/2) as complex numbers times e^(i angle), from a transposed view as attention has it."""
     x = draw(2, 5, 3, 8, dtype=dtype)
     angles = torch.rand(2, 1, 5, 4) * 6
@@ -69,7 +69,7 @@ def test_rotation(dtype: torch.dtype) -> None:
 
 
 @PRECISIONS
-def test_gate(dtype: torch.dtype) -> None:
+def test_gate_and_gradients_are_those_of_the_formula(dtype: torch.dtype) -> None:
     check_against(
         swiglu,
         lambda gate, up: gate * torch.sigmoid(gate) * up,
@@ -78,7 +78,7 @@ def test_gate(dtype: torch.dtype) -> None:
     )
 
 
-def test_what_a_block_keeps() -> None:
+def test_a_block_keeps_the_inputs_of_its_parts_and_no_more() -> None:
     """Of each token x, both norms' results, q, k, v, attended, the stream between, gate, up and their product."""
     config = ModelConfig(dim=32, n_layers=1, n_heads=2, vocab_size=300, multiple_of=8, max_seq_len=64)
     block, steps = Block(config), 16

@@ -95,3 +95,13 @@ def test_a_row_longer_than_the_context_is_refused_packed_too(network) -> None:
             read(forward, torch.zeros(4, 65, dtype=torch.int64), packing)
     shorter = pack_padded(lengths - 1, 64, 128)
     assert read(model, torch.zeros(4, 64, dtype=torch.int64), shorter).isfinite().all()
+
+
+def test_a_place_that_the_packing_leaves_out_is_refused(rows) -> None:
+    tokens, mask = rows
+    packing, model = plan(mask, 64), ScalarModel(CONFIG)
+    assert packing is not None
+    for place in (2 * 16 + 3, 3 * 16):  # behind the end of row 2; in row 3, which has no answer
+        assert place not in packing.source.tolist()
+        with pytest.raises(IndexError):
+            read(model, tokens, packing, torch.tensor([place]))

@@ -147,11 +147,13 @@ def test_bfloat16_logits_are_summed_in_float32():
     assert total.item() == pytest.approx(1000 * math.log(2), rel=1e-5)
 
 
-def test_states_at_the_places_that_predict_suffice():
+@pytest.mark.parametrize("counted", ["some", "first tokens, too", "none"])
+def test_states_at_the_places_that_predict_suffice(counted):
     hidden, head, tokens, mask = random_case()
-    mask[:, 0] = False
+    mask[:, 0] = counted == "first tokens, too"  # which nothing predicts
+    mask &= counted != "none"
     at = language.predicting(mask)
-    assert at is not None and len(at) == int(mask.sum()) < mask.numel()
+    assert at is not None and len(at) == int(mask[:, 1:].sum()) < mask.numel()
     alone = hidden.flatten(0, 1)[at]
     for function in (language.next_token_loss_from_hidden, language.token_logprobs_from_hidden):
         for got, want in zip(

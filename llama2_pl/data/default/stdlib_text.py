@@ -26,12 +26,12 @@ def prose_documents() -> Iterator[str]:
 
 
 def code_documents() -> Iterator[str]:
-    """Source files of the standard library, more than half a megabyte."""
+    """Source files of the standard library, 0.6 megabytes at most."""
     return _up_to(CODE_CHARACTERS, (_read(path) for path in source_files()))
 
 
 def docstring_documents() -> Iterator[str]:
-    """The docstrings of each standard-library module as one document, less than half a megabyte."""
+    """The docstrings of each standard-library module as one document, 0.4 megabytes at most."""
     return _up_to(DOC_CHARACTERS, (docstrings(_read(path)) for path in source_files()))
 
 
