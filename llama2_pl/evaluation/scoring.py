@@ -18,8 +18,6 @@ from llama2_pl.model.parallel import is_sharded, largest_over_ranks
 
 def score_padded(model: ScalarModel, tokens: Tensor, lengths: Tensor, packing: Packing | None) -> Tensor:
     """Right-padded dialogues (R, T), lengths (R,) -> (R,) linear scores; the same with a packing, in less time."""
-    if packing is None:
-        return model.score(tokens, lengths)
     return read(model, tokens, packing, last_places(lengths, tokens.shape[1]))
 
 

@@ -85,17 +85,15 @@ class Transformer(nn.Module):
             mask = attention_mask(tokens, document_ids, branches, key_mask, past)
         rotation = self.rope(positions)
         hidden = self.embedding(tokens)
-        # A compiled block would be compiled again for every number of places.
-        inside = None if self.compiled else at
+        # A compiled block would be compiled again for every number of places: there they are picked at the end.
+        within, behind = (None, at) if self.compiled else (at, None)
         for number, layer in enumerate(self.layers):
+            last = number == len(self.layers) - 1
             earlier = cache.layer(number) if cache is not None else None
-            hidden = layer(
-                hidden, rotation, mask, earlier, inside if number == len(self.layers) - 1 else None
-            )
+            hidden = layer(hidden, rotation, mask, earlier, within if last else None)
         if cache is not None:
             cache.advance(tokens.shape[1])
-        normed = self.norm(hidden)
-        return normed if inside is at else picked(normed, at)
+        return picked(self.norm(hidden), behind)
 
 
 def extend_context(model: nn.Module, max_seq_len: int) -> None:

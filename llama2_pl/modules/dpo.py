@@ -9,13 +9,12 @@ from torch import Tensor
 
 from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.batches import PreferenceBatch
-from llama2_pl.data.unpadded import read
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.parallel import weights_fingerprint
 from llama2_pl.modules.base import LlamaModule, plain_arguments
+from llama2_pl.modules.experience import policy_logprobs
 from llama2_pl.objectives.dpo import answer_mask, dpo_loss, implicit_rewards
-from llama2_pl.objectives.language import predicting, token_logprobs_from_hidden
 
 
 class DPOModule(LlamaModule):
@@ -122,6 +121,4 @@ class DPOModule(LlamaModule):
 
 
 def _answer_logprobs(model: LanguageModel, batch: PreferenceBatch, mask: Tensor) -> Tensor:
-    hidden = read(model.hidden, batch.tokens, batch.packing, predicting(mask))
-    logprobs, _ = token_logprobs_from_hidden(hidden, model.head, batch.tokens, mask)
-    return logprobs.sum(1)
+    return policy_logprobs(model, batch.tokens, mask, 1.0, batch.packing)[0].sum(1)

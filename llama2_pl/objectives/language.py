@@ -46,7 +46,7 @@ def next_token_loss_from_hidden(
     hidden (B, T, D), or (C, D) at `predicting(loss_mask)` alone; tokens (B, T), loss_mask (B, T).
     """
     counted, chunk = loss_mask[:, 1:], chunk or _positions(head)
-    rows, targets = _counted_rows(hidden, tokens, counted)
+    rows, targets = _counted_rows(hidden, tokens, loss_mask)
     if torch.is_grad_enabled():
         weights = [p for p in head.parameters() if p.requires_grad] if isinstance(head, nn.Module) else []
         return _SummedLoss.apply(head, chunk, targets, rows, *weights), counted.sum()  # type: ignore[return-value]
@@ -66,16 +66,16 @@ def predicting(loss_mask: Tensor) -> Tensor | None:
     return F.pad(counted, (0, 1)).flatten().nonzero().flatten()
 
 
-def _counted_rows(hidden: Tensor, tokens: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+def _counted_rows(hidden: Tensor, tokens: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
     """The states (C, D) that predict counted tokens and those tokens (C,).
 
-    On a GPU all states, IGNORED where nothing counts: to pick rows, the host would have to wait for their number.
+    Where `predicting` gives no places, all states, and IGNORED where nothing counts.
     """
+    counted = loss_mask[:, 1:]
     if hidden.dim() == 2:
         return hidden, tokens[:, 1:][counted]
-    on_gpu = hidden.device.type != "cpu"
-    if not (on_gpu or counted.all()):
-        return hidden[:, :-1][counted], tokens[:, 1:][counted]
+    if (at := predicting(loss_mask)) is not None:
+        return hidden.flatten(0, 1).index_select(0, at), tokens[:, 1:][counted]
     return hidden[:, :-1].flatten(0, 1), tokens[:, 1:].masked_fill(~counted, IGNORED).flatten()
 
 
@@ -186,7 +186,7 @@ def token_logprobs_from_hidden(
     hidden (B, T, D), or (C, D) at `predicting(mask)` alone; tokens (B, T), mask (B, T) -> two (B, T) fp32.
     """
     counted = mask[:, 1:]
-    rows, targets = _counted_rows(hidden, tokens, counted)
+    rows, targets = _counted_rows(hidden, tokens, mask)
     targets = targets.clamp(min=0)  # any word where nothing counts: its figures are dropped below
 
     def chunk_logprobs(rows: Tensor, targets: Tensor) -> Tensor:

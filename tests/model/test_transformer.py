@@ -361,9 +361,8 @@ def test_a_score_is_the_scalar_at_the_last_real_token() -> None:
 def test_states_at_some_places_are_those_of_all(packed: bool, how: str) -> None:
     """And so are the gradients; a place may be named twice, as the end of a prompt with two answers."""
     model, at = lively().requires_grad_(True), torch.tensor([3, 39, 3, 20])
-    model.backbone.compiled = (
-        how == "compiled"
-    )  # blocks see no places then; they need not be compiled for that
+    # Compiled blocks see no places, which the flag alone shows.
+    model.backbone.compiled = how == "compiled"
     for block in model.backbone.layers:
         block.recompute = how == "recomputed"
     ids = tokens()
