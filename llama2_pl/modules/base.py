@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from llama2_pl.checkpoints import schema
 from llama2_pl.checkpoints.saving import finish_saving, guard_saving
@@ -77,6 +76,7 @@ class LlamaModule(L.LightningModule):
     _networks_built = False
     _random: list[dict[str, Any]] | None = None
     _changed: list[str] | tuple[()] = ()
+    _scheduled_steps: int | None = None
     _stepped = False
 
     def build_networks(self) -> None:
@@ -126,16 +126,19 @@ class LlamaModule(L.LightningModule):
                 )
 
     def on_train_start(self) -> None:
-        """Options given to a resumed run win over the checkpoint's."""
+        """Options given to a resumed run win over the checkpoint's; the schedule reaches to the end of the run's data.
+
+        Callbacks may have added to the data since `configure_optimizers`, as GhostAttention does.
+        """
         keep_resumed_checkpoint(self.trainer)
-        if not self._changed:
+        longer = self._scheduled_steps is not None and self._scheduled_steps != planned_steps(self.trainer)
+        if not self._changed and not longer:
             return
         made = self.configure_optimizers()
-        fresh = made["optimizer"] if isinstance(made, dict) else made
-        live = self.optimizers(use_pl_optimizer=False)
+        parts = made if isinstance(made, dict) else {"optimizer": made}
+        fresh, live = parts["optimizer"], self.optimizers(use_pl_optimizer=False)
         if isinstance(fresh, Optimizer) and isinstance(live, Optimizer):
-            schedule = self.lr_schedulers()
-            apply_options(live, fresh, schedule if isinstance(schedule, LambdaLR) else None)
+            apply_options(live, fresh, self.lr_schedulers(), parts.get("lr_scheduler"))
         self._changed = []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -230,7 +233,7 @@ class LlamaModule(L.LightningModule):
         hp = self.hparams
         groups = decay_groups(self.parameters(), hp["lr"], hp["weight_decay"])
         optimizer = adamw(groups, hp["betas"], hp["eps"])
-        total = planned_steps(self.trainer)
+        total = self._scheduled_steps = planned_steps(self.trainer)
         option = "warmup_steps" if "warmup_steps" in hp else "min_warmup_steps or warmup_ratio"
         schedule = cosine_schedule(
             optimizer, self.warmup(total), total, hp["min_lr_ratio"], f"model.{option}"

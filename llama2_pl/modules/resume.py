@@ -152,21 +152,25 @@ def _refuse_other_shape(name: str, new: Mapping[str, Any], old: Mapping[str, Any
             )
 
 
-def apply_options(optimizer: Optimizer, fresh: Optimizer, schedule: LambdaLR | None) -> None:
-    """Let an optimizer restored from a checkpoint have the rates, decay and betas that this run asks for.
+def apply_options(optimizer: Optimizer, fresh: Optimizer, schedule: Any, fresh_schedule: Any) -> None:
+    """Let an optimizer have the rates, decay and betas that this run asks for, at its place in this run's schedule.
 
     Args:
-        optimizer: with the checkpoint's state and options.
+        optimizer: with the state and options of a checkpoint, or of what was known when it was made.
         fresh: made by `configure_optimizers` from this run's options.
-        schedule: of the restored optimizer; its place in the run stays.
+        schedule: of the optimizer, as Lightning gives it; its place in the run stays.
+        fresh_schedule: made with `fresh`, as `cosine_schedule` returns it.
     """
+    followed = schedule if isinstance(schedule, LambdaLR) else None
+    if followed is not None and isinstance(fresh_schedule, dict):
+        followed.lr_lambdas = fresh_schedule["scheduler"].lr_lambdas
     for number, (group, wanted) in enumerate(zip(optimizer.param_groups, fresh.param_groups, strict=True)):
         rate = wanted.get("initial_lr", wanted["lr"])
         group.update(
             {key: value for key, value in wanted.items() if key not in ("params", "lr", "initial_lr")}
         )
-        if schedule is None:
+        if followed is None:
             group["lr"] = rate
             continue
-        group["initial_lr"] = schedule.base_lrs[number] = rate
-        group["lr"] = rate * schedule.lr_lambdas[number](schedule.last_epoch)
+        group["initial_lr"] = followed.base_lrs[number] = rate
+        group["lr"] = rate * followed.lr_lambdas[number](followed.last_epoch)

@@ -91,6 +91,27 @@ def test_clipping_sees_the_gradient_of_the_mean(config, trainer, make):
     assert max(norms) == pytest.approx(0.01, rel=1e-3)
 
 
+def test_the_schedule_reaches_to_the_end_of_batches_that_a_callback_adds(config, trainer, make):
+    class Data(L.LightningDataModule):
+        num_train_batches = 4
+
+        def train_dataloader(self):
+            return make.loader([make.tokens()] * self.num_train_batches)
+
+    class Adds(L.Callback):
+        def on_fit_start(self, trainer, module):
+            trainer.datamodule.num_train_batches = 8
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"] / 1e-2)
+
+    rates: list[float] = []
+    module = PretrainModule(config, lr=1e-2, warmup_steps=2, min_lr_ratio=0.1)
+    trainer(max_epochs=1, callbacks=[Adds()]).fit(module, datamodule=Data())
+    cosine = [0.1 + 0.45 * (1 + math.cos(math.pi * k / 6)) for k in range(1, 7)]
+    assert rates == pytest.approx([0.5, 1.0, *cosine])
+
+
 def test_logged_loss_is_the_mean_over_targets_and_tokens_add_up(config, trainer, make):
     batches = [make.tokens(targets=11, seed=1), make.tokens(targets=1, seed=2)]
     module = fresh(config)
