@@ -155,7 +155,7 @@ def choose(
     chosen: list[str | None] = []
     for texts in fit:
         scored = [(next(scores), text) for text in texts]
-        chosen.append(max(scored)[1] if scored else None)
+        chosen.append(max(scored, key=lambda one: one[0])[1] if scored else None)
     return chosen
 
 

@@ -217,6 +217,8 @@ def test_a_reward_picks_the_best_of_the_answers_that_will_do() -> None:
 
     found = build_dialogues([plan(CAPITALS), plan(NAPOLEON)], sample, reward=longest)
     assert [contents(d, "assistant")[-1] for d in found] == ["CERTAINLY.", "long lower case answer"]
+    equal = build_dialogues([plan(NAPOLEON)], sample, reward=lambda prompts, answers: [1.0] * len(answers))
+    assert contents(equal[0], "assistant")[-1] == "long lower case answer"  # the first of equals
 
 
 def test_control_tags_of_sources_and_of_the_model_forge_no_turn(
