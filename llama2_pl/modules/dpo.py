@@ -12,12 +12,13 @@ from llama2_pl.data.batches import PreferenceBatch
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.parallel import weights_fingerprint
-from llama2_pl.modules.base import LlamaModule, plain_arguments
+from llama2_pl.modules.base import plain_arguments
 from llama2_pl.modules.experience import policy_logprobs
+from llama2_pl.modules.global_mean import GlobalMeanModule
 from llama2_pl.objectives.dpo import answer_mask, dpo_loss, implicit_rewards
 
 
-class DPOModule(LlamaModule):
+class DPOModule(GlobalMeanModule):
     """Make the chosen answer of a pair likelier than the rejected one, measured against the frozen start.
 
     Rafailov et al. 2023: beta 0.1, 64 pairs per batch, peak rate 1e-6. Our choice: AdamW and the cosine schedule of
@@ -85,26 +86,23 @@ class DPOModule(LlamaModule):
         return _answer_logprobs(self.policy, batch, mask), reference
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
-        loss = self._step(batch, "train")
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return loss
+        loss, pairs = self._judged(batch, "train"), len(batch.rating)
+        return self.backward_part(loss * pairs, pairs, batch.lengths.sum())
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._step(batch, "val")
+        loss = self._judged(batch, "val")
+        self.log("val/loss", loss, batch_size=len(batch.rating), sync_dist=True)
 
-    def _step(self, batch: PreferenceBatch, stage: str) -> Tensor:
-        """The loss; logs it with the share of pairs in the right order and the mean margin of implicit rewards."""
+    def _judged(self, batch: PreferenceBatch, stage: str) -> Tensor:
+        """The loss; logs the share of pairs in the right order and the mean margin of implicit rewards."""
         policy, reference = self.logprobs(batch)
-        loss = dpo_loss(policy, reference, self.hparams["beta"])
         chosen, rejected = implicit_rewards(policy, reference, self.hparams["beta"]).detach().chunk(2)
         logged = {
-            "loss": loss.detach(),
-            "accuracy": (chosen > rejected).float().mean(),
-            "margin": (chosen - rejected).mean(),
+            f"{stage}/accuracy": (chosen > rejected).float().mean(),
+            f"{stage}/margin": (chosen - rejected).mean(),
         }
-        named = {f"{stage}/{name}": value for name, value in logged.items()}
-        self.log_dict(named, batch_size=len(chosen), sync_dist=True)
-        return loss
+        self.log_dict(logged, batch_size=len(chosen), sync_dist=True)
+        return dpo_loss(policy, reference, self.hparams["beta"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

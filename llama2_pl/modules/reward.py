@@ -25,7 +25,8 @@ from llama2_pl.evaluation.scoring import score_padded
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import ScalarModel
 from llama2_pl.model.parallel import data_group
-from llama2_pl.modules.base import LlamaModule, check_same_config, plain_arguments, with_scalar_head
+from llama2_pl.modules.base import check_same_config, plain_arguments, with_scalar_head
+from llama2_pl.modules.global_mean import GlobalMeanModule
 from llama2_pl.objectives.preference import Margin, margin_of_rating, ranking_loss, safety_auxiliary_loss
 
 
@@ -38,12 +39,12 @@ class Scores(NamedTuple):
     """(R,): between 0 and 1, the scale of the thresholds 0.15 and 0.5."""
 
 
-class RewardModule(LlamaModule):
+class RewardModule(GlobalMeanModule):
     """Score the better answer of a pair above the other, by a margin that grows with how clear it was.
 
     Llama 2 §3.2.2: one epoch; AdamW as in pretraining; peak rate 1e-5 (70B: 5e-6), cosine down to 10 %;
     warm-up of 3 % of the steps, at least 5; 512 pairs per batch.
-    Under accumulation and on several ranks the loss is the mean of the micro-batches' means: each has as many pairs.
+    Under accumulation and on several ranks the loss of a step is the mean over all its pairs.
 
     Args:
         backbone: the architecture.
@@ -113,9 +114,11 @@ class RewardModule(LlamaModule):
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         scores = self(batch.tokens, batch.lengths, batch.packing)
-        loss = self.loss(scores, batch.rating, batch.is_safe)
-        self._log_step(loss, scores, batch.lengths.sum())
-        return loss
+        loss, pairs = self.loss(scores, batch.rating, batch.is_safe), len(batch.rating)
+        chosen, rejected = scores.detach().chunk(2)
+        accuracy = (chosen > rejected).float().mean()
+        self.log("train/accuracy", accuracy, batch_size=pairs, sync_dist=True)
+        return self.backward_part(loss * pairs, pairs, batch.lengths.sum())
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         scores = self(batch.tokens, batch.lengths, batch.packing)
@@ -147,16 +150,6 @@ class RewardModule(LlamaModule):
         """Scores of the 2N rows."""
         logit = self(batch.tokens, batch.lengths, batch.packing)
         return Scores(logit, logit.sigmoid())
-
-    def _log_step(self, loss: Tensor, scores: Tensor, tokens: Tensor) -> None:
-        chosen, rejected = scores.detach().chunk(2)
-        logged = {
-            "train/loss": loss.detach(),
-            "train/accuracy": (chosen > rejected).float().mean(),
-            "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"],
-        }
-        self.log_dict(logged, batch_size=len(chosen), prog_bar=False, sync_dist=True)
-        self.log("train/tokens", self.count_tokens(tokens), batch_size=len(chosen))
 
 
 def logged_figures(figures: dict[str, Any]) -> dict[str, float]:

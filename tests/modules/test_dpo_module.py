@@ -62,7 +62,7 @@ def test_loss_and_gradient_are_those_of_the_equation(policy, trainer, make, monk
     expected = literal_loss(module.policy, reference, batch)
     gradients = torch.autograd.grad(expected, list(module.policy.parameters()))
     monkeypatch.setattr(module, "log_dict", lambda *_, **__: None)
-    loss = module._step(batch, "train")
+    loss = module._judged(batch, "train")
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     assert abs(loss.item() - math.log(2)) > 0.01
