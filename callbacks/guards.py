@@ -87,7 +87,7 @@ class LossGuard(L.Callback):
     ) -> None:
         losses, batches = self._losses, tuple(dict.fromkeys(self._batches))
         self._losses, self._batches = [], []
-        loss, bad_losses, bad_gradients = self._measure(trainer, losses, optimizer)
+        loss, bad_losses, bad_gradients = self._measure(trainer, pl_module, losses, optimizer)
         median = statistics.median(self.usual) if self.usual else math.nan
         kind = ""
         if bad_losses:
@@ -117,11 +117,14 @@ class LossGuard(L.Callback):
     # Parts ------------------------------------------------------------------------------------------------------
 
     def _measure(
-        self, trainer: L.Trainer, losses: list[Tensor], optimizer: Optimizer
+        self, trainer: L.Trainer, pl_module: L.LightningModule, losses: list[Tensor], optimizer: Optimizer
     ) -> tuple[float, bool, bool]:
         """Mean loss, whether a loss and whether a gradient is not finite; the same on all ranks."""
         # Lightning divides the loss by the window: their sum is its mean
         loss = torch.stack([part.float() for part in losses]).sum()
+        # our modules back-propagate sums, of more or fewer targets
+        window = getattr(pl_module, "window_loss", None)
+        total, count = (loss, torch.ones_like(loss)) if window is None else window
         gradients = [
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
@@ -130,12 +133,14 @@ class LossGuard(L.Callback):
             if gradients
             else loss.new_zeros(1)
         )
-        found = torch.stack([loss, (~loss.isfinite()).float(), (~norms.isfinite().all()).float()])
+        bad = [(~loss.isfinite()).float(), (~norms.isfinite().all()).float()]
+        found = torch.stack([total, count, *bad])
         finite = torch.where(found.isfinite(), found, torch.zeros_like(found))  # a NaN would hide in the sum
-        total = trainer.strategy.reduce(finite, reduce_op="sum")
-        assert isinstance(total, Tensor)
-        mean, bad_losses, bad_gradients = total.tolist()
-        return (math.nan if bad_losses else mean / trainer.world_size), bad_losses > 0, bad_gradients > 0
+        reduced = trainer.strategy.reduce(finite, reduce_op="sum")
+        assert isinstance(reduced, Tensor)
+        total_loss, counted, bad_losses, bad_gradients = reduced.tolist()
+        mean = math.nan if bad_losses else total_loss / max(counted, 1.0)
+        return mean, bad_losses > 0, bad_gradients > 0
 
     def _act(self, trainer: L.Trainer, optimizer: Optimizer, event: Event) -> None:
         self.events.append(event)

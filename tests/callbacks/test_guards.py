@@ -13,7 +13,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from llama2_pl import ModelConfig, PretrainModule
 from llama2_pl.callbacks import LossGuard
+from llama2_pl.data.batches import Batch
 
 
 class Line(L.LightningModule):
@@ -39,16 +41,14 @@ class Line(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=0.01)
 
 
-def fit(tmp_path, module, guard, steps=8, window=1, callbacks=(), **options):
+def fit(tmp_path, module, guard, steps=8, window=1, callbacks=(), data=None, **options):
     trainer = L.Trainer(
         accelerator="cpu", devices=1, max_steps=steps, accumulate_grad_batches=window, logger=False,
         default_root_dir=tmp_path, callbacks=[guard, *callbacks], enable_checkpointing=bool(callbacks),
         enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=1.0,
     )  # fmt: skip
-    data = torch.utils.data.DataLoader(
-        torch.randn(400, 3, generator=torch.Generator().manual_seed(0)), batch_size=4
-    )
-    trainer.fit(module, data, **options)
+    rows = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    trainer.fit(module, torch.utils.data.DataLoader(rows, batch_size=4) if data is None else data, **options)
     return trainer
 
 
@@ -86,6 +86,26 @@ def test_a_spike_is_found_before_the_update_and_the_state_survives_a_resume(tmp_
     again = LossGuard(warmup=4)
     fit(tmp_path, Line(), again, steps=9, ckpt_path=path)
     assert again.events == guard.events and list(again.usual)[: len(guard.usual)] == list(guard.usual)
+
+
+def test_a_batch_with_many_targets_is_no_spike_and_values_are_mean_losses(tmp_path):
+    tokens = torch.randint(3, 60, (8, 1, 33), generator=torch.Generator().manual_seed(0))
+    counts = [2, 2, 2, 2, 2, 2, 32, 2]
+    masks = torch.stack([((torch.arange(33) > 0) & (torch.arange(33) <= n))[None] for n in counts])
+    batches = [
+        Batch(t, m, torch.zeros(t.shape, dtype=torch.int32)) for t, m in zip(tokens, masks, strict=True)
+    ]
+    losses, guard = [], LossGuard(warmup=4)
+    module = PretrainModule(ModelConfig(dim=16, n_layers=1, n_heads=2, vocab_size=60, multiple_of=8), lr=1e-3)
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            losses.append(trainer.callback_metrics["train/loss"].item())
+
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    fit(tmp_path, module, guard, data=loader, callbacks=[Watch()])
+    assert guard.events == [] and list(guard.usual) == pytest.approx(losses)
+    assert all(3 < loss < 5 for loss in losses)  # ln 60 is 4.1
 
 
 def test_without_spikes_asked_for_none_are_found(tmp_path):
@@ -147,7 +167,9 @@ import sys
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from llama2_pl import ModelConfig, PretrainModule
 from llama2_pl.callbacks import LossGuard
+from llama2_pl.data.batches import Batch
 
 
 class Line(L.LightningModule):
