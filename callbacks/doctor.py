@@ -25,7 +25,8 @@ from llama2_pl.files import append_line
 from llama2_pl.model.parallel import data_group
 from llama2_pl.text.tokenizer import Tokenizer
 
-WORST = ("ratio_error", "ratio_max_error", "value_loss")  # over the ranks; other numbers are averaged
+WORST = ("ratio_error", "ratio_max_error", "value_loss")  # over the ranks
+SUMMED = ("reward_count", "reward_sum", "reward_squares")  # likewise; other numbers are averaged
 KEPT = ("entropy", "length")  # of the first iteration, to compare with
 
 
@@ -93,12 +94,7 @@ class PPODoctor(L.Callback):
         numbers = over_ranks(self._measure(trainer, pl_module, iteration, batch), self._ranks)
         # Those of a tensor-parallel group may differ in the last digit, and all ranks must stop or none.
         numbers = trainer.strategy.broadcast(numbers)
-        if "reward_mean" in numbers:
-            mean = numbers["reward_mean"]
-            spread = math.sqrt(max(0.0, numbers["reward_square"] - mean**2))
-            # equal scores are whitened to zeros, which is flat and not wrong
-            flat = numbers["score_sd"] < self.limits.flat_reward
-            numbers["whitening_error"] = abs(mean) if flat else max(abs(mean), abs(spread - 1))
+        self._look_at_whitening(numbers)
         self._compare_with_start(numbers)
         limits = self.limits.settled(full_precision="32" in str(trainer.precision))
         early = iteration.number < limits.value_warmup
@@ -158,6 +154,18 @@ class PPODoctor(L.Callback):
             of_all = (of_all_ranks(scores, self._ranks) for scores in (reward, judged))
             self.judge_start[name] = measure.judge_start(*of_all)
         return measure.judge_numbers(name, reward, judged, self.judge_start[name])
+
+    def _look_at_whitening(self, numbers: measure.Numbers) -> None:
+        """Mean and spread of the answers that count, of all ranks: "drop" leaves them different numbers."""
+        count, total, squares = (numbers.pop(name) for name in SUMMED)
+        if not count:
+            return
+        mean, square = total / count, squares / count
+        spread = math.sqrt(max(0.0, square - mean**2))
+        # equal scores are whitened to zeros, which is flat and not wrong
+        flat = numbers["score_sd"] < self.limits.flat_reward
+        numbers |= {"reward_mean": mean, "reward_square": square}
+        numbers["whitening_error"] = abs(mean) if flat else max(abs(mean), abs(spread - 1))
 
     def _compare_with_start(self, numbers: measure.Numbers) -> None:
         """Entropy and length as multiples of the first iteration's."""
@@ -223,6 +231,11 @@ def over_ranks(numbers: measure.Numbers, ranks: dist.ProcessGroup | None) -> mea
     merged = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         values = [part[name] for part in parts if name in part]
-        finite = all(map(math.isfinite, values))
-        merged[name] = math.nan if not finite else max(values) if name in WORST else sum(values) / len(values)
+        merged[name] = _merged(name, values) if all(map(math.isfinite, values)) else math.nan
     return merged
+
+
+def _merged(name: str, values: Sequence[float]) -> float:
+    if name in WORST:
+        return max(values)
+    return sum(values) if name in SUMMED else sum(values) / len(values)

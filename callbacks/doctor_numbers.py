@@ -113,9 +113,8 @@ def reward_numbers(
     if truncated == "penalise":
         whitened = whitened + (~finished).float()
     counted = whitened[finished] if truncated == "drop" else whitened
-    numbers |= {"score_sd": scored.scores.std(correction=0).item()}
-    if len(counted):
-        numbers |= {"reward_mean": counted.mean().item(), "reward_square": counted.square().mean().item()}
+    numbers |= {"score_sd": scored.scores.std(correction=0).item(), "reward_count": float(len(counted))}
+    numbers |= {"reward_sum": counted.sum().item(), "reward_squares": counted.square().sum().item()}
     agreement = correlation(whitened[finished], scored.scores[finished])
     return numbers | ({"reward_agreement": agreement} if agreement is not None else {})
 

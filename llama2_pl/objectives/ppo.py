@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class PolicyStats(NamedTuple):
-    """Scalars without gradient, for the log."""
+    """Scalars without gradient, for the log; the ratios of no token are 1."""
 
     ratio_mean: Tensor
     ratio_max: Tensor
@@ -97,8 +97,8 @@ def ppo_policy_loss(
     surrogate = torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
     with torch.no_grad():
         stats = PolicyStats(
-            ratio_mean=masked_mean(ratio, mask),
-            ratio_max=torch.where(mask, ratio, torch.zeros_like(ratio)).max(),
+            ratio_mean=1 + masked_mean(ratio - 1, mask),
+            ratio_max=torch.where(mask.any(), ratio.masked_fill(~mask, -torch.inf).max(), 1.0),
             clip_fraction=masked_mean(((ratio - 1).abs() > clip).float(), mask),
             approx_kl=masked_mean(kl_estimate(old_logprobs, logprobs, "k3"), mask),
         )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llama2_pl.callbacks import PPODoctor
+from llama2_pl.callbacks import PPODoctor, doctor
 from llama2_pl.callbacks.doctor_numbers import (
     correlation,
     judge_numbers,
@@ -286,6 +286,18 @@ def test_each_other_rule_speaks_beyond_its_limit_and_not_within(number, value, n
     (finding,) = diagnose({number: value}, limits)
     assert finding.name == name and finding.value == value and "Way out: " in finding.words
     assert not diagnose({number: finding.threshold}, limits)
+
+
+def test_whitening_is_that_of_the_answers_that_count_on_all_ranks(monkeypatch):
+    # 6 of one rank and 1 of another, together of mean 0 and square 1: the mean of the two means is 0.7
+    x = math.sqrt(1 / 6)
+    one = {"reward_count": 6.0, "reward_sum": -6 * x, "reward_squares": 6 * x**2}
+    other = {"reward_count": 1.0, "reward_sum": 6 * x, "reward_squares": 36 * x**2}
+    monkeypatch.setattr(doctor, "gathered", lambda numbers, ranks: [numbers, other])
+    numbers = doctor.over_ranks(one, None) | {"score_sd": 1.0}
+    PPODoctor()._look_at_whitening(numbers)
+    assert numbers["reward_mean"] == pytest.approx(0) and numbers["reward_square"] == pytest.approx(1)
+    assert numbers["whitening_error"] == pytest.approx(0, abs=1e-6)
 
 
 def test_what_is_no_number_is_fatal():

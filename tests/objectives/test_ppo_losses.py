@@ -115,6 +115,14 @@ def test_policy_loss_by_hand():
     assert stats.clip_fraction.item() == 1.0
 
 
+def test_a_minibatch_without_a_counted_token_has_no_loss_and_ratio_1():
+    new = row(0.5, 0.5).requires_grad_()
+    loss, stats = ppo.ppo_policy_loss(new, torch.zeros(1, 2), row(1, 1), mask(".."))
+    assert (loss.item(), stats.ratio_mean.item(), stats.ratio_max.item()) == (0.0, 1.0, 1.0)
+    below = ppo.ppo_policy_loss(row(math.log(0.5), 3.0), torch.zeros(1, 2), row(1, 1), mask("r."))[1]
+    assert below.ratio_max.item() == pytest.approx(0.5)  # padding has no ratio
+
+
 def test_clip_bounds_the_gain_and_stops_the_gradient():
     new = row(math.log(1.5)).requires_grad_()
     old, advantage, one = torch.zeros(1, 1), row(1.0), mask("r")
