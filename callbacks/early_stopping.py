@@ -37,7 +37,8 @@ class HeldOutPromptEarlyStopping(L.Callback):
     An iteration is a training batch, whatever the number of optimizer steps in it. The starting policy is looked at
     first and is the first best, so `best.ckpt` exists from the start. Logs `held_out/reward`, `held_out/kl`,
     `held_out/length` and `held_out/finished`, by iteration, and to W&B a table of sample answers. All ranks answer
-    the same prompts, as sharded weights need, and rank 0's figures count.
+    the same prompts, as sharded weights need, and rank 0's figures count. Answers that were cut off count as the
+    module's `truncated` says, where it is a hyper-parameter.
 
     Args:
         prompts: file of prompts (formats of `read_prompts`) or list of texts, none of which is trained on.
@@ -200,9 +201,11 @@ class HeldOutPromptEarlyStopping(L.Callback):
                 f"{len(rows) - len(fitting)} held-out prompts are longer than {room} tokens: left out"
             )
 
+        how = self.sampling._replace(truncated=cast(Any, pl_module.hparams).get("truncated", "score"))
+
         def look_now() -> HeldOut:
             with autocast_of(trainer):
-                return look(policy, reference, fitting, ids, tokenizer, reward, self.sampling)
+                return look(policy, reference, fitting, ids, tokenizer, reward, how)
 
         return look_now
 

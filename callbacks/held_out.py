@@ -16,6 +16,7 @@ from llama2_pl.generation.sampler import Rollout, generate
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.objectives.language import predicting, token_logprobs_from_hidden
 from llama2_pl.objectives.ppo import kl_estimate
+from llama2_pl.objectives.reward import Truncated
 from llama2_pl.text.chat import Dialog, encode_prompt
 from llama2_pl.text.tokenizer import Tokenizer
 
@@ -26,6 +27,7 @@ class HeldOut(NamedTuple):
     """Means over the held-out prompts."""
 
     reward: float
+    """Answers that were cut off count as `counted_rewards` says."""
     kl: float
     """Of an answer, in nats: the log-ratio to the starting policy, summed over the answer."""
     length: float
@@ -48,6 +50,8 @@ class Sampling(NamedTuple):
     top_p: float
     seed: int
     max_batch: int
+    truncated: Truncated = "score"
+    """What answers that were cut off count as; see `counted_rewards`."""
 
 
 def held_out_rows(prompts: str | Path | Sequence[str], limit: int | None = None) -> list[PromptRow]:
@@ -100,7 +104,7 @@ def look(
     if len(scores) != len(rows):
         raise ValueError(f"reward gave {len(scores)} numbers for {len(rows)} prompts; give one for each")
     return HeldOut(
-        reward=scores.mean().item(),
+        reward=counted_rewards(scores, rollout.finished.cpu(), how.truncated).mean().item(),
         kl=answer_kl(policy, reference, rollout, how.max_batch).mean().item(),
         length=rollout.response_mask.sum(1).double().mean().item(),
         finished=rollout.finished.double().mean().item(),
@@ -109,6 +113,17 @@ def look(
             for row, text, score in zip(rows[:SAMPLES_SHOWN], answers, scores.tolist(), strict=False)
         ],
     )
+
+
+def counted_rewards(scores: Tensor, finished: Tensor, truncated: Truncated) -> Tensor:
+    """(B,) scores as PPO counts them: those of answers that were cut off as they are, an sd lower, or not at all.
+
+    Our choice, as in training: else the policy that is kept could be one for what its training takes off. Where all
+    were cut off, "drop" leaves their scores.
+    """
+    if truncated == "penalise":
+        return scores - (~finished) * scores.std(correction=0)
+    return scores[finished] if truncated == "drop" and finished.any() else scores
 
 
 def answer_kl(policy: LanguageModel, reference: LanguageModel, rollout: Rollout, max_batch: int) -> Tensor:

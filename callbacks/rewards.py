@@ -13,7 +13,7 @@ from llama2_pl.data.default.oracle import gold_score
 from llama2_pl.data.readers.prompts import PromptRow
 from llama2_pl.evaluation.scoring import score_responses
 from llama2_pl.model.heads import ScalarModel
-from llama2_pl.objectives.reward import combined_reward
+from llama2_pl.objectives.reward import SAFETY_THRESHOLD, combined_reward
 from llama2_pl.text.chat import Dialog, encode_dialog
 from llama2_pl.text.tokenizer import Tokenizer
 
@@ -28,12 +28,18 @@ class ModelReward:
     """
 
     def __init__(
-        self, helpfulness: ScalarModel, safety: ScalarModel | None, tokenizer: Tokenizer, max_batch: int = 64
+        self,
+        helpfulness: ScalarModel,
+        safety: ScalarModel | None,
+        tokenizer: Tokenizer,
+        max_batch: int = 64,
+        safety_threshold: float = SAFETY_THRESHOLD,
     ) -> None:
         self.helpfulness = helpfulness
         self.safety = safety
         self.tokenizer = tokenizer
         self.max_batch = max_batch
+        self.safety_threshold = safety_threshold
 
     def __call__(self, prompts: Sequence[PromptRow], answers: Sequence[str]) -> list[float]:
         ids = [
@@ -44,7 +50,8 @@ class ModelReward:
         if self.safety is None:
             return helpfulness.tolist()
         is_safety = torch.tensor([row.is_safety for row in prompts])
-        return combined_reward(self._score(self.safety, ids), helpfulness, is_safety).scores.tolist()
+        safety = self._score(self.safety, ids)
+        return combined_reward(safety, helpfulness, is_safety, self.safety_threshold).scores.tolist()
 
     def _score(self, model: ScalarModel, ids: list[list[int]]) -> torch.Tensor:
         # an answer of the greatest length has a space and an EOS too many for a model of the same context
@@ -60,16 +67,23 @@ class CheckpointReward(ModelReward):
         tokenizer: path of a SentencePiece tokenizer.model.
         safety: checkpoint of the safety reward model; None: helpfulness alone.
         device: where the models lie.
+        safety_threshold: below this safety score an answer counts as unsafe.
     """
 
     def __init__(
-        self, helpfulness: str, tokenizer: str, safety: str | None = None, device: str = "cpu"
+        self,
+        helpfulness: str,
+        tokenizer: str,
+        safety: str | None = None,
+        device: str = "cpu",
+        safety_threshold: float = SAFETY_THRESHOLD,
     ) -> None:
         words = Tokenizer(tokenizer)
         super().__init__(
             load_reward_model(helpfulness, device, words).eval(),
             None if safety is None else load_reward_model(safety, device, words).eval(),
             words,
+            safety_threshold=safety_threshold,
         )
 
 
@@ -106,13 +120,18 @@ def find_reward(
     tokenizer: Tokenizer,
     pl_module: Any,
 ) -> Reward | None:
-    """The reward given as a function, or as checkpoints, or the module's own `rewards`; None where there is none."""
+    """The reward given as a function, or as checkpoints, or the module's own `rewards`; None where there is none.
+
+    Reward models are combined at the module's `safety_threshold`, where it has one.
+    """
     if reward is not None:
         return reward
+    threshold = pl_module.hparams.get("safety_threshold", SAFETY_THRESHOLD)
     if helpfulness_reward is not None:
-        return CheckpointReward(helpfulness_reward, str(tokenizer.path), safety_reward, str(pl_module.device))
+        device = str(pl_module.device)
+        return CheckpointReward(helpfulness_reward, str(tokenizer.path), safety_reward, device, threshold)
     if (own := getattr(pl_module, "rewards", None)) is not None:
-        return ModelReward(own.helpfulness, own.safety, tokenizer)
+        return ModelReward(own.helpfulness, own.safety, tokenizer, safety_threshold=threshold)
     return None
 
 

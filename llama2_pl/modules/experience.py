@@ -15,9 +15,8 @@ from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.modules.policy import Scored
 from llama2_pl.objectives.language import predicting, token_logprobs_from_hidden
 from llama2_pl.objectives.ppo import values_before_tokens
-from llama2_pl.objectives.reward import whiten
+from llama2_pl.objectives.reward import Truncated, whiten
 
-Truncated = Literal["score", "penalise", "drop"]
 OldLogprobs = Literal["recomputed", "sampler"]
 
 

@@ -19,7 +19,6 @@ from llama2_pl.modules.experience import (
     Iteration,
     Judgement,
     OldLogprobs,
-    Truncated,
     answer_rewards,
     counted_tokens,
     judge,
@@ -29,7 +28,7 @@ from llama2_pl.modules.experience import (
 from llama2_pl.modules.optimizer import adamw, decay_groups
 from llama2_pl.modules.policy import PolicyModule, Scored, seeded
 from llama2_pl.objectives import ppo
-from llama2_pl.objectives.reward import whiten
+from llama2_pl.objectives.reward import Truncated, whiten
 
 
 class PPOModule(PolicyModule):

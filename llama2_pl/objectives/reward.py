@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 SAFETY_THRESHOLD = 0.15  # Llama 2 §3.2.3: precision 0.89, recall 0.55 for unsafe responses
+Truncated = Literal[
+    "score", "penalise", "drop"
+]  # what answers that were cut off at the length limit count as
 LOGIT_LIMIT = 13.8  # LOGIT(1 - 1e-6): scores beyond it are indistinguishable after sigmoid in fp32
 
 

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from llama2_pl.callbacks import early_stopping
 from llama2_pl.callbacks.early_stopping import HeldOutPromptEarlyStopping
-from llama2_pl.callbacks.held_out import Sampling, answer_kl, look
+from llama2_pl.callbacks.held_out import HeldOut, Sampling, answer_kl, counted_rewards, look
 from llama2_pl.callbacks.rewards import CheckpointReward, ModelReward, check_reward
 from llama2_pl.checkpoints import verified
 from llama2_pl.checkpoints.verified import write_checkpoint
@@ -235,6 +236,38 @@ def test_looks_differ_by_the_policy_alone(tokenizer: Tokenizer, tiny: ModelConfi
     for seed in (0, 0, 1):
         look(policy, policy, rows, ids, tokenizer, reward, Sampling(6, 1.0, 1.0, seed, 64))
     assert seen[0] == seen[1] != seen[2]
+
+
+def test_cut_off_answers_count_as_in_ppo() -> None:
+    scores, finished = torch.tensor([1.0, 3.0, 5.0, 7.0]), torch.tensor([True, True, False, False])
+    assert counted_rewards(scores, finished, "score").mean() == 4
+    sd = math.sqrt(5)  # of deviations -3, -1, 1, 3
+    torch.testing.assert_close(
+        counted_rewards(scores, finished, "penalise"), torch.tensor([1.0, 3.0, 5.0 - sd, 7.0 - sd])
+    )
+    assert counted_rewards(scores, finished, "drop").tolist() == [1.0, 3.0]
+    assert counted_rewards(scores, ~finished & finished, "drop").tolist() == scores.tolist()
+
+
+def test_the_module_s_threshold_and_treatment_of_cut_off_answers_hold_on_held_out_prompts(
+    tokenizer: Tokenizer, tiny: ModelConfig, tmp_path: Path, make_trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def watched(policy, reference, rows, ids, tokenizer, reward, how):
+        seen.update(threshold=reward.safety_threshold, truncated=how.truncated)
+        return HeldOut(0.0, 0.0, 1.0, 1.0)
+
+    class Careful(Drift):
+        def __init__(self, config: ModelConfig) -> None:
+            super().__init__(config)
+            self.rewards = SimpleNamespace(helpfulness=ScalarModel(config), safety=ScalarModel(config))
+            self.save_hyperparameters({"safety_threshold": 0.9, "truncated": "drop"})
+
+    monkeypatch.setattr(early_stopping, "look", watched)
+    stop = HeldOutPromptEarlyStopping(PROMPTS, str(tokenizer.path), str(tmp_path), max_new_tokens=4)
+    make_trainer(stop, max_epochs=1).fit(Careful(tiny), loader(1))
+    assert seen == {"threshold": 0.9, "truncated": "drop"}
 
 
 def test_the_kl_is_the_log_ratio_summed_over_the_answer(tokenizer: Tokenizer, tiny: ModelConfig) -> None:
