@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llama2_pl.generation.decoder import Decoder, Prefilled
 from llama2_pl.generation.picking import pick_tokens
-from llama2_pl.generation.slots import Slots
+from llama2_pl.generation.slots import Slots, static_shapes
 
 PADDING_ID = 0  # any valid id: the model looks ids up before masks apply, so Meta's -1 would not do
 PROMPT_TOKENS = 8192  # most that are read at once, padding included: bounds the memory of their activations
@@ -112,7 +112,7 @@ class Batch:
             0  # rows, slots that the next step reads, tokens of the eldest
         )
         self.slots: Slots | None = None
-        self.graphs = StepGraphs(self._step) if decoder.device.type == "cuda" and not decoder.split else None
+        self.graphs = StepGraphs() if decoder.device.type == "cuda" and not decoder.split else None
 
     def run(self) -> Sampled:
         """Everything that waits."""
@@ -151,6 +151,8 @@ class Batch:
             decoder, longest = self.decoder, int(self.lengths.max())
             shape = (len(decoder.layers), self.most, decoder.kv_heads, decoder.head_dim)
             most = longest + self.limit - 1
+            if static_shapes(decoder.device):  # strides too: kernels are planned for each
+                most = -(-most // GPU_WIDTH) * GPU_WIDTH
             self.slots = Slots(*shape, most, decoder.dtype, decoder.device, decoder.compiled)
         self.slots.fit(width)
         return self.slots
@@ -168,7 +170,7 @@ class Batch:
             if self.graphs is None:
                 self._step(rows, width)
             else:
-                self.graphs(rows, width)
+                self.graphs(self._step, rows, width)
 
     def _step(self, rows: int, width: int) -> None:
         """Read the last token of the first `rows` rows and choose the next; nothing here waits for a GPU."""
@@ -216,24 +218,24 @@ class Batch:
 class StepGraphs:
     """CUDA graphs of a step, one for each number of rows and of slots: a small step's time is that of its launches.
 
-    The first step of a size runs as it is, and warms up what a graph needs; the second is recorded.
+    The first step of a size runs as it is, and warms up what a graph needs; the second is recorded. The step is given
+    with each call: a batch that it belonged to would not be freed, with its cache and weights, when it is done.
     """
 
-    def __init__(self, step: Callable[[int, int], None]) -> None:
-        self.step = step
+    def __init__(self) -> None:
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph | None] = {}
         self.pool = torch.cuda.graph_pool_handle()  # one for all: nothing in it outlives a step
 
-    def __call__(self, rows: int, width: int) -> None:
+    def __call__(self, step: Callable[[int, int], None], rows: int, width: int) -> None:
         size = (rows, width)
         if size not in self.graphs:
             self.graphs[size] = None
-            self.step(rows, width)
+            step(rows, width)
             return
         graph = self.graphs[size]
         if graph is None:
             graph = self.graphs[size] = torch.cuda.CUDAGraph()
             # Records, runs nothing. The loaders' threads may go on pinning memory.
             with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-                self.step(rows, width)
+                step(rows, width)
         graph.replay()

@@ -103,8 +103,8 @@ class Decoder:
 
         def read(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (x.unflatten(0, (prompts, width)).transpose(1, 2) for x in (q, k, v))
-            keys.append(k)
-            values.append(v)
+            keys.append(k.contiguous())  # views would keep the queries too
+            values.append(v.contiguous())
             return attend(q, k, v, None).transpose(1, 2).reshape(prompts * width, -1)
 
         positions = torch.arange(width, device=tokens.device).repeat(prompts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -94,6 +95,20 @@ def test_fixed_sizes_and_steps_that_nobody_looks_at_change_nothing(model, monkey
         same(sample(model, max_batch=size), rollout)
     assert set(calls.rows) <= {1, 2, 4, 5, 8, 16, 21}  # few sizes: each is a graph
     same(sample(model, max_batch=5, max_new_tokens=3), sample(model, max_new_tokens=3))
+
+
+def test_graphs_keep_no_batch_alive(monkeypatch):
+    class Step:
+        def __call__(self, rows: int, width: int) -> None:
+            seen.append((rows, width))
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    seen: list[tuple[int, int]] = []
+    graphs, step = batching.StepGraphs(), Step()
+    graphs(step, 4, 128)
+    alive = weakref.ref(step)
+    del step
+    assert seen == [(4, 128)] and alive() is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
