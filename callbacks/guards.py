@@ -129,7 +129,7 @@ class LossGuard(L.Callback):
             p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
         norms = (
-            torch.stack([_local(g).float().abs().sum() for g in gradients])
+            torch.stack([torch.linalg.vector_norm(_local(g), dtype=torch.float32) for g in gradients])
             if gradients
             else loss.new_zeros(1)
         )

@@ -71,4 +71,5 @@ class GlobalMeanModule(LlamaModule):
         self.tokens_seen = self.tokens_seen + tokens.round().long()
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/tokens", self.tokens_seen.float())
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
+        # A plain number becomes a tensor by a copy that the host waits for.
+        self.log("train/lr", torch.full_like(loss, optimizer.param_groups[0]["lr"]))

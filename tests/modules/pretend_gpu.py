@@ -56,6 +56,12 @@ def network(kind: type[Any]) -> Any:
         return kind(CONFIG)
 
 
+def logged(name: str, value: Any, **_: Any) -> None:
+    """Lightning makes a tensor of a plain number by a copy, for which the host waits."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} is logged as a plain number: {value!r}")
+
+
 def attach(module: LlamaModule, **networks: torch.nn.Module) -> None:
     """What a Trainer gives a module, as far as a step asks for it."""
     for name, network in networks.items():
@@ -67,7 +73,8 @@ def attach(module: LlamaModule, **networks: torch.nn.Module) -> None:
         strategy=strategy, optimizers=[optimizer], accumulate_grad_batches=1, world_size=1
     )
     module._fabric = None
-    module.log = module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    module.log = logged  # type: ignore[method-assign]
+    module.log_dict = lambda values, **_: [logged(*item) for item in values.items()]  # type: ignore
 
 
 def step(module: LlamaModule, batch: Any) -> None:
