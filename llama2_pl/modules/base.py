@@ -258,10 +258,18 @@ def scale_gradients(optimizer: torch.optim.Optimizer, factor: float | Tensor) ->
                 parameter.grad.mul_(factor)
 
 
+SIZES = (
+    "dim", "n_layers", "n_heads", "kv_heads", "vocab_size", "ffn_hidden", "norm_eps", "rope_theta", "max_seq_len",
+)  # fmt: skip
+
+
 def check_same_config(wanted: ModelConfig, found: ModelConfig, path: str) -> None:
-    """Raise ValueError naming the first field in which a checkpoint differs from `backbone`."""
-    for name, value in wanted.to_dict().items():
-        if (other := found.to_dict()[name]) != value:
+    """Raise ValueError naming the first size in which a checkpoint differs from `backbone`.
+
+    Sizes, not how they are written: an imported checkpoint may give the same FFN by another rule.
+    """
+    for name in SIZES:
+        if (other := getattr(found, name)) != (value := getattr(wanted, name)):
             raise ValueError(
                 f"{path}: its {name} is {other!r} and backbone.{name} is {value!r}; "
                 "give the backbone that the checkpoint was trained with"

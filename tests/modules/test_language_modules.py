@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import lightning as L
@@ -256,6 +257,14 @@ def test_init_from_another_architecture_names_the_field(config, trainer, make, s
     wider = SFTModule({**config.to_dict(), "n_layers": 3}, init_from=path)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"start\.ckpt: its n_layers is 2 and backbone\.n_layers is 3"):
         trainer(max_steps=1).fit(wider, make.loader([make.tokens()]))
+
+
+def test_init_from_takes_the_same_sizes_written_otherwise(config, trainer, make, save):
+    # as an imported checkpoint gives its FFN, and every query head a kv head
+    same = replace(config, n_kv_heads=4, multiple_of=config.ffn_hidden)
+    path = save(PretrainModule(same), "pretrain.ckpt")
+    module = SFTModule(replace(config, n_kv_heads=None), init_from=path)
+    trainer(max_steps=1).fit(module, make.loader([make.tokens()]))
 
 
 def test_init_from_with_a_longer_context_reads_as_if_built_for_it_and_a_shorter_one_is_refused(
