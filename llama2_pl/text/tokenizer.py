@@ -1,6 +1,6 @@
 """The SentencePiece tokenizer: text to ids by number only, and how to train one.
 
-Llama 2 §2.1 and the proto of the released tokenizer.model.
+Llama 2 §2.2 and the proto of the released tokenizer.model.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class Tokenizer:
     """Text to ids and back with a SentencePiece BPE model.
 
-    Llama 2 §2.1; ids 0 <unk>, 1 <s>, 2 </s>, then 256 bytes, then merges.
+    Llama 2 §2.2; ids 0 <unk>, 1 <s>, 2 </s>, then 256 bytes, then merges.
 
     BOS and EOS are added by number and never parsed from text: the text "<s>" stays four characters.
     A model that is not BPE, has no byte fallback, or numbers BOS and EOS differently cannot hold the
@@ -125,7 +125,7 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Train a tokenizer with Llama 2's options; write tokenizer.model and tokenizer.vocab to ``out_dir``.
 
-    Llama 2 §2.1 and the released proto (``LLAMA2_TRAINER_OPTIONS``).
+    Llama 2 §2.2 and the released proto (``LLAMA2_TRAINER_OPTIONS``).
 
     Args:
         inputs: texts (``str``) and UTF-8 text files (``Path``), in any mixture. Each line is a sentence.
