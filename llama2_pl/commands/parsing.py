@@ -84,7 +84,9 @@ def refuse_secrets(config: Any, place: str = "", key: str = "") -> None:
 
 def _in_environment(text: str) -> bool:
     """Whether a text holds the value of a variable that is named like a secret, under whatever name it stands here."""
-    return any(len(value) > 7 and value in text for name, value in os.environ.items() if _SECRET.search(name))
+    # a shell's PWD is its working directory
+    named = (value for name, value in os.environ.items() if _SECRET.search(name) and name != "PWD")
+    return any(len(value) > 7 and value in text for value in named)
 
 
 class ShortErrors(ArgumentParser):

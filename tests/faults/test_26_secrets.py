@@ -87,6 +87,27 @@ def test_the_value_of_a_key_in_the_environment_is_refused_under_any_name(
     assert SECRET not in str(refusal.value)
 
 
+def test_the_working_directory_is_no_secret_and_a_password_called_pwd_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ordinary = (
+        "PWD",
+        "OLDPWD",
+        "SSH_AUTH_SOCK",
+        "XAUTHORITY",
+        "GPG_AGENT_INFO",
+        "TOKENIZERS_PARALLELISM",
+        "HOME",
+    )
+    for name in ordinary:
+        monkeypatch.setenv(name, "/home/me/models")
+    config = {"model": {"init_from": "/home/me/models/sft.ckpt"}}
+    refuse_secrets(config)
+    monkeypatch.setenv("DB_PWD", "/home/me/models")
+    with pytest.raises(ValueError, match="looks like a secret"):
+        refuse_secrets(config)
+
+
 def test_ordinary_options_are_no_secrets() -> None:
     refuse_secrets({"tokenizer": "x", "max_new_tokens": 7, "tokens": "x", "api_key": None, "token": ""})
     refuse_secrets({"data": {"train": ["https://host:8080/a@b.jsonl", "s3://bucket/x:y"]}, "seed": 3})
