@@ -11,7 +11,7 @@ import torch
 from llama2_pl.checkpoints.ours import load_reward_model
 from llama2_pl.data.default.oracle import gold_score
 from llama2_pl.data.readers.prompts import PromptRow
-from llama2_pl.evaluation.scoring import score_responses
+from llama2_pl.evaluation.scoring import score_answers
 from llama2_pl.model.heads import ScalarModel
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD, combined_reward
 from llama2_pl.text.chat import Dialog, encode_dialog
@@ -46,17 +46,12 @@ class ModelReward:
             encode_dialog(row.prompt.then("assistant", text), self.tokenizer, tags="neutralise").tokens
             for row, text in zip(prompts, answers, strict=True)
         ]
-        helpfulness = self._score(self.helpfulness, ids)
+        helpfulness = score_answers(self.helpfulness, ids, max_batch=self.max_batch)
         if self.safety is None:
             return helpfulness.tolist()
         is_safety = torch.tensor([row.is_safety for row in prompts])
-        safety = self._score(self.safety, ids)
+        safety = score_answers(self.safety, ids, max_batch=self.max_batch)
         return combined_reward(safety, helpfulness, is_safety, self.safety_threshold).scores.tolist()
-
-    def _score(self, model: ScalarModel, ids: list[list[int]]) -> torch.Tensor:
-        # an answer of the greatest length has a space and an EOS too many for a model of the same context
-        limit = model.config.max_seq_len
-        return score_responses(model, [row[:limit] for row in ids], max_batch=self.max_batch)
 
 
 class CheckpointReward(ModelReward):

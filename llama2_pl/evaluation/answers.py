@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from llama2_pl.generation.sampler import Rollout, generate, responses
-from llama2_pl.model.heads import LanguageModel
+from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.text.chat import Dialog, encode_prompt
 from llama2_pl.text.tokenizer import Tokenizer
 
@@ -18,7 +18,7 @@ def decode_responses(rollout: Rollout, tokenizer: Tokenizer) -> list[str]:
     return [tokenizer.decode(ids).strip() for ids in responses(rollout)]
 
 
-def room_for_prompt(model: LanguageModel, max_new_tokens: int) -> int:
+def room_for_prompt(model: LanguageModel | ScalarModel, max_new_tokens: int) -> int:
     """Most tokens of a prompt whose answer a reward model of the same context can read: a space and an EOS end it."""
     return model.config.max_seq_len - max_new_tokens - 2
 

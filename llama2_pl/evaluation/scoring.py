@@ -94,3 +94,12 @@ def score_responses(model: ScalarModel, rows: Sequence[Sequence[int]], *, max_ba
         return score_rows(model, tokens, lengths, passes).cpu()
     finally:
         model.train(was_training)
+
+
+def score_answers(model: ScalarModel, rows: Sequence[Sequence[int]], *, max_batch: int = 64) -> Tensor:
+    """The same, read as far as the model's context goes, for answers that were sampled within one as long.
+
+    The dialogue of an answer of the greatest length has a space and an EOS too many for it, or a token more that its
+    text encodes to. Our choice: what is beyond is not read, so that no answer is lost.
+    """
+    return score_responses(model, [row[: model.config.max_seq_len] for row in rows], max_batch=max_batch)

@@ -114,7 +114,7 @@ def evaluate(
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
     ask = (judges, Speaker(words := judges.tokenizer, max_new_tokens, seed))
     networks = {name: hardware.load(path, words) for name, path in models.items()}
-    rows = prompts_that_fit(prompts, limit, words, next(iter(networks.values())), max_new_tokens)
+    rows = prompts_that_fit(prompts, limit, judges, next(iter(networks.values())), max_new_tokens)
     results = {"about": about} | compare_models(networks, rows, *ask, answers_per_prompt)
     results |= best_of_n(networks.get(sampler), rows[:best_of_n_prompts], *ask, temperatures, samples, noise)
     results |= ghost_attention(gatt_models, gatt_cases, gatt_turns, words, max_new_tokens, hardware=hardware)
@@ -127,12 +127,13 @@ def _finish(results: dict[str, Any], out: Path) -> None:
 
 
 def prompts_that_fit(
-    files: Sequence[str], limit: int | None, tokenizer: Tokenizer, model: LanguageModel, max_new_tokens: int
+    files: Sequence[str], limit: int | None, judges: Judges, model: LanguageModel, max_new_tokens: int
 ) -> list[PromptTask]:
-    """The prompts that leave the model room for an answer; says how many are longer, stops where all are."""
-    room = room_for_prompt(model, max_new_tokens)
+    """The prompts that leave model and judges room for an answer; says how many are longer, stops where all are."""
+    readers = (model, judges.helpfulness, judges.safety)
+    room = min(room_for_prompt(reader, max_new_tokens) for reader in readers)
     rows = [row for path in files for row in read_prompt_tasks(path, limit)]
-    kept = [row for row in rows if fits(row.dialog, tokenizer, room)]
+    kept = [row for row in rows if fits(row.dialog, judges.tokenizer, room)]
     if not kept:
         raise ValueError(f"none of {len(rows)} prompts has at most {room} tokens; lower max_new_tokens")
     if len(kept) < len(rows):

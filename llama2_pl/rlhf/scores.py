@@ -12,7 +12,7 @@ from llama2_pl.checkpoints.ours import load_reward_model
 from llama2_pl.data.default.oracle import gold_score
 from llama2_pl.evaluation.answers import Answers, answers
 from llama2_pl.evaluation.intervals import Interval, bootstrap
-from llama2_pl.evaluation.scoring import score_responses
+from llama2_pl.evaluation.scoring import score_answers
 from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD, combined_reward
@@ -40,14 +40,15 @@ class Judges(NamedTuple):
     def scores(self, prompts: Sequence[PromptTask], answers: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Helpfulness, safety and combined scores (R,), all linear; `answers` prompt-major, len(prompts) * K.
 
-        An answer that was cut off is judged as it stands, as if it had ended.
+        An answer that was cut off is judged as it stands, as if it had ended; one of the greatest length without the
+        EOS that has no place.
         """
         each = len(answers) // len(prompts)
         rows = [prompt for prompt in prompts for _ in range(each)]
         ids = [
             dialogue_ids(row.dialog, text, self.tokenizer) for row, text in zip(rows, answers, strict=True)
         ]
-        helpful, safe = score_responses(self.helpfulness, ids), score_responses(self.safety, ids)
+        helpful, safe = score_answers(self.helpfulness, ids), score_answers(self.safety, ids)
         is_safety = torch.tensor([row.is_safety for row in rows])
         return helpful, safe, combined_reward(safe, helpful, is_safety, self.safety_threshold).scores
 

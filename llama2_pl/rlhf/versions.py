@@ -88,7 +88,7 @@ def tune_temperature(
     """
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
     model = hardware.load(policy)
-    asked = prompts_that_fit([prompts], limit, judges.tokenizer, model, max_new_tokens)
+    asked = prompts_that_fit([prompts], limit, judges, model, max_new_tokens)
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
     found = best_of_n(model, asked, judges, speak, temperatures, samples)["best_of_n"]
     best = best_temperature(found["by_temperature"], samples)
@@ -134,7 +134,7 @@ def choose_checkpoint(
     """
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
     before = hardware.load(previous)
-    asked = prompts_that_fit([prompts], limit, judges.tokenizer, before, max_new_tokens)
+    asked = prompts_that_fit([prompts], limit, judges, before, max_new_tokens)
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
     paths = [path for given in candidates for path in checkpoints_in(given)]
     heard = {path: listen(hardware.load(path), asked, judges, speak, answers_per_prompt) for path in paths}
@@ -202,7 +202,7 @@ def compare_versions(
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
     first = next(iter(networks.values()))
-    asked = prompts_that_fit(prompts, limit, judges.tokenizer, first, max_new_tokens)
+    asked = prompts_that_fit(prompts, limit, judges, first, max_new_tokens)
     heard = {
         name: listen(model, asked, judges, speak, answers_per_prompt) for name, model in networks.items()
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llama2_pl.evaluation.scoring import score_passes, score_responses, score_rows
+from llama2_pl.evaluation.scoring import score_answers, score_passes, score_responses, score_rows
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import ScalarModel
 
@@ -38,6 +38,13 @@ def read_tokens(model: ScalarModel, monkeypatch) -> list[int]:
         lambda tokens, **given: found.append(tokens.numel()) or forward(tokens, **given),
     )
     return found
+
+
+def test_an_answer_is_read_as_far_as_the_context_goes(model):
+    rows = [[1, *range(3, 48), *range(3, 23)], [1, 5, 6]]  # 66 and 3 tokens; the context is 64
+    assert score_answers(model, rows).tolist() == pytest.approx(
+        one_by_one(model, [rows[0][:64], rows[1]]), abs=1e-5
+    )
 
 
 def test_scores_in_batches_equal_scores_one_by_one_and_mode_is_kept(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,10 @@ from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.report.build import build_report
 from llama2_pl.rlhf.collect import collect_preferences
-from llama2_pl.rlhf.evaluate import evaluate, pairs_that_fit
+from llama2_pl.rlhf.evaluate import evaluate, pairs_that_fit, prompts_that_fit
+from llama2_pl.rlhf.pool import Entry, rescored
+from llama2_pl.rlhf.scores import Judges, dialogue_ids
+from llama2_pl.text.chat import Dialog, encode_prompt
 from llama2_pl.text.tokenizer import Tokenizer
 
 VOCABULARY = 512
@@ -331,3 +335,28 @@ def test_prompts_and_pairs_longer_than_the_context_are_left_out_and_counted(
     assert "1 of 4 pairs are longer than 256 tokens" in capsys.readouterr().out
     with pytest.raises(ValueError, match="none of 1 prompts has at most"):
         few(run, tmp_path, asked[-1:])
+
+
+def judges_of(run: Run, context: int) -> Judges:
+    torch.manual_seed(0)
+    networks = [ScalarModel(dataclasses.replace(CONFIG, max_seq_len=context)).eval() for _ in range(2)]
+    return Judges(*networks, Tokenizer(run.tokenizer))
+
+
+def test_the_longest_answer_that_rejection_sampling_takes_enters_the_pool(run: Run) -> None:
+    judges = judges_of(run, 64)
+    prompt = Dialog.of([("user", "what then?")])
+    asked = len(encode_prompt(prompt, judges.tokenizer))
+    answer = judges.tokenizer.decode([judges.tokenizer.encode("so")[0]] * (64 - asked - 1))  # and its EOS: 64
+    assert len(dialogue_ids(prompt, answer, judges.tokenizer)) > 64
+    entry = Entry([{"role": "user", "content": "what then?"}], False, answer, 1, "sha", 1.2, {})
+    (found,) = rescored([entry], judges, 2)
+    assert set(found.scores["2"]) == {"score", "helpfulness", "safety"} and found.answer == answer
+
+
+def test_prompts_that_a_judge_cannot_read_with_an_answer_are_left_out(run: Run, tmp_path: Path) -> None:
+    path, model = tmp_path / "prompts.jsonl", LanguageModel(CONFIG)
+    asked = [[{"role": "user", "content": "what then? " * n}] for n in (1, 20)]
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in asked))
+    kept = [len(prompts_that_fit([str(path)], None, judges_of(run, n), model, 8)) for n in (512, 64)]
+    assert kept == [2, 1]
