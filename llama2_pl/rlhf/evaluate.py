@@ -55,6 +55,7 @@ from llama2_pl.rlhf.scores import (
     judged,
     listen,
     load_judges,
+    refuse_no_number,
 )
 from llama2_pl.text.tokenizer import Tokenizer
 
@@ -271,7 +272,9 @@ def score_preferences(
     """The pairs scored; one without a rating is in no row of table 8, though it trains as slightly better."""
     chosen = [dialogue_ids(row.prompt, row.chosen, tokenizer) for row in pairs]
     rejected = [dialogue_ids(row.prompt, row.rejected, tokenizer) for row in pairs]
-    first, second = score_responses(model, chosen + rejected).chunk(2)
+    scores = score_responses(model, chosen + rejected)
+    refuse_no_number(scores, "the reward model", [row.prompt for row in [*pairs, *pairs]])
+    first, second = scores.chunk(2)
     return ScoredPairs(
         chosen=first,
         rejected=second,

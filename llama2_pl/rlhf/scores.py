@@ -49,8 +49,21 @@ class Judges(NamedTuple):
             dialogue_ids(row.dialog, text, self.tokenizer) for row, text in zip(rows, answers, strict=True)
         ]
         helpful, safe = score_answers(self.helpfulness, ids), score_answers(self.safety, ids)
+        for name, column in (("helpfulness", helpful), ("safety", safe)):
+            refuse_no_number(column, f"the {name} reward model", [row.dialog for row in rows])
         is_safety = torch.tensor([row.is_safety for row in rows])
         return helpful, safe, combined_reward(safe, helpful, is_safety, self.safety_threshold).scores
+
+
+def refuse_no_number(scores: Tensor, judge: str, prompts: Sequence[Dialog]) -> None:
+    """NaN compares as false with everything, so it would choose, win or lose without a word."""
+    wrong = (~scores.isfinite()).nonzero().flatten().tolist()
+    if wrong:
+        asked = prompts[wrong[0]].messages[-1].content
+        raise ValueError(
+            f"{judge} gives {scores[wrong[0]].item()} to an answer to {asked[:80]!r}, and to {len(wrong)} of "
+            f"{len(scores)} answers no finite score: its weights are broken, train it anew"
+        )
 
 
 def load_judges(

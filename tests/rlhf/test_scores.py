@@ -10,9 +10,10 @@ import torch
 import yaml
 
 from llama2_pl.data.sampling import is_held_out
+from llama2_pl.rlhf import scores
 from llama2_pl.rlhf import study as study_module
 from llama2_pl.rlhf.reuse import link
-from llama2_pl.rlhf.scores import Heard, PromptTask, forgetting, gold_by_kind, goodhart_gap, judged
+from llama2_pl.rlhf.scores import Heard, Judges, PromptTask, forgetting, gold_by_kind, goodhart_gap, judged
 from llama2_pl.rlhf.study import merged, over_seeds, study
 from llama2_pl.rlhf.versions import checkpoints_in, split_held_out
 from llama2_pl.text.chat import Dialog
@@ -37,6 +38,25 @@ def test_the_gap_is_the_rise_of_the_reward_beyond_that_of_the_gold_score_in_devi
     alike = heard([[1.0, 3.0], [5.0, 7.0]], [[0.2, 0.4], [0.6, 0.8]])
     assert goodhart_gap(alike, START)["mean"] == pytest.approx(0.0, abs=1e-5)
     assert goodhart_gap(heard([[1.0], [2.0]], None), START) is None
+
+
+@pytest.mark.parametrize("broken", ["helpfulness", "safety"])
+def test_a_score_that_is_no_number_is_refused_with_its_judge_and_prompt(
+    broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would win or lose in silence: every comparison with it is false."""
+    judges = Judges("helpfulness", "safety", None)  # type: ignore[arg-type]  # both score by their names
+    asked = [PromptTask(Dialog.of([("user", text)]), False, None) for text in ("one", "two")]
+    found = {"helpfulness": torch.zeros(4), "safety": torch.zeros(4)}
+    monkeypatch.setattr(scores, "dialogue_ids", lambda *_: [1])
+    monkeypatch.setattr(scores, "score_answers", lambda judge, _: found[judge])
+    assert judges.scores(asked, ["a"] * 4)[2].tolist() == [0.0] * 4
+    for value in (float("nan"), float("inf")):
+        found[broken] = torch.tensor([0.0, 0.0, value, 0.0])
+        with pytest.raises(
+            ValueError, match=rf"the {broken} reward model gives {value} to an answer to 'two'.*1 of 4"
+        ):
+            judges.scores(asked, ["a"] * 4)
 
 
 def test_each_version_is_compared_with_the_one_before_it() -> None:
