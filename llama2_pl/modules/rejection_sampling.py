@@ -206,8 +206,13 @@ def best_sample(samples: list[dict[str, Any]]) -> int | None:
 
     Our choice: an answer that was cut off may score well, but fine-tuning on it teaches to stop mid-sentence.
     """
-    finished = [k for k, sample in enumerate(samples) if sample["finished"] and sample["text"]]
-    return max(finished, key=lambda k: samples[k]["score"]) if finished else None
+    taken = [k for k, sample in enumerate(samples) if may_be_taken(sample["text"], sample["finished"])]
+    return max(taken, key=lambda k: samples[k]["score"]) if taken else None
+
+
+def may_be_taken(text: str, finished: bool) -> bool:
+    """Whether an answer may be fine-tuned on: it ended by itself and says something besides control tags."""
+    return finished and bool(strip_control_tags(text).strip())
 
 
 def run_key(hyper_parameters: dict[str, Any], fingerprints: list[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from llama2_pl.data.readers.common import write_jsonl
 from llama2_pl.files import write_json
-from llama2_pl.modules.rejection_sampling import read_rows
+from llama2_pl.modules.rejection_sampling import may_be_taken, read_rows
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.collect import dialog_of
 from llama2_pl.rlhf.hardware import HARDWARE, Hardware
@@ -122,8 +122,8 @@ def best_entries(rows: Iterable[dict[str, Any]], version: int, sampler: str, kee
     """The `keep` best answers of each prompt that ended by themselves, as rejection sampling scored them."""
     entries = []
     for row in rows:
-        finished = [sample for sample in row["samples"] if sample["finished"] and sample["text"]]
-        for sample in sorted(finished, key=lambda sample: -sample["score"])[:keep]:
+        taken = [sample for sample in row["samples"] if may_be_taken(sample["text"], sample["finished"])]
+        for sample in sorted(taken, key=lambda sample: -sample["score"])[:keep]:
             text = strip_control_tags(sample["text"])
             lineage = (version, sampler, sample["temperature"])
             entries.append(Entry(row["messages"], row["is_safety"], text, *lineage, scores={}))

@@ -167,6 +167,15 @@ def test_the_best_is_the_highest_score_among_finished_answers():
     assert best_sample([answer(1, finished=False)]) is None
 
 
+def test_an_answer_of_control_tags_alone_does_not_win():
+    """They are cut before fine-tuning, and what would be left is an empty answer."""
+    samples = [{"score": 1.0, "finished": True, "text": "yes"}]
+    samples += [
+        {"score": 9.0, "finished": True, "text": text} for text in ("[INST]", " <<SYS>> [/INST]\n", "\x00")
+    ]
+    assert best_sample(samples) == 0
+
+
 def written(folder: Path, rows: list[dict], run: str = "a") -> str:
     folder.mkdir(parents=True, exist_ok=True)
     number = len(list(folder.iterdir()))

@@ -76,6 +76,11 @@ def test_the_best_finished_answers_enter_with_their_lineage_and_without_control_
     assert [e.answer[:4] for e in best_entries(rows, 3, "abc", keep=5)] == ["high", "low"]
 
 
+def test_an_answer_of_control_tags_alone_does_not_enter() -> None:
+    rows = [row("q", sample("[INST] [/INST]", 9.0), sample("fine", 1.0)), row("r", sample("[INST]", 9.0))]
+    assert [entry.answer for entry in best_entries(rows, 1, "abc", keep=1)] == ["fine"]
+
+
 def test_the_lineage_counts_what_each_version_gave() -> None:
     old, new = lineage(POOL, choose_entries(POOL, 2, "all", 1), 2)
     assert (old["version"], old["entries"], old["taken"], old["sampler"]) == (1, 4, 3, "sha1")
