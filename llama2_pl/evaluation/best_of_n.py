@@ -87,16 +87,19 @@ def reward_by_temperature(
     return {f"{temperature:g}": reward_against_n(rows, ns) for temperature, rows in scores.items()}
 
 
-def best_temperature(curves: Mapping[str, RewardAgainstN], n: int) -> float:
-    """The temperature with the highest expected maximum among n samples; it moves with each version (§3.2.3)."""
-    missing = [temperature for temperature, rows in curves.items() if n not in rows["n"]]
-    if missing:
-        raise ValueError(
-            f"temperature {missing[0]} has no value at n = {n}; it has {curves[missing[0]]['n']}"
-        )
-    return float(
-        max(curves, key=lambda temperature: curves[temperature]["max"][curves[temperature]["n"].index(n)])
-    )
+def reward_of_taken(scores: Tensor, may_be_taken: Tensor, n: int) -> float:
+    """(P, K) scores, (P, K) bool -> expected reward of what rejection sampling takes of n samples, over all prompts.
+
+    Our choice: a prompt of whose n samples none may be taken counts with its lowest score. Left out, it would reward a
+    temperature at which hard prompts get no answer that ends; with its maximum, answers that nobody is trained on.
+    """
+    lowest = scores.min(dim=1, keepdim=True).values
+    return expected_max(torch.where(may_be_taken, scores, lowest), n).mean().item()
+
+
+def best_temperature(rewards: Mapping[str, float]) -> float:
+    """The temperature whose taken answers have the highest reward; it moves with each version (§3.2.3)."""
+    return float(max(rewards, key=lambda temperature: rewards[temperature]))
 
 
 def gold_of_best(reward: Tensor, gold: Tensor, n: int) -> GoldOfBest:

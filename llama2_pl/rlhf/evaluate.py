@@ -24,7 +24,7 @@ from llama2_pl.data.readers.files import json_rows
 from llama2_pl.data.readers.preferences import PreferenceRow, asked, read_preferences
 from llama2_pl.evaluation.agreement import annotator_agreement
 from llama2_pl.evaluation.answers import fits, room_for_prompt
-from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature
+from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature, reward_of_taken
 from llama2_pl.evaluation.diversity import diversity_by_temperature
 from llama2_pl.evaluation.intervals import wilson
 from llama2_pl.evaluation.reward import (
@@ -43,6 +43,7 @@ from llama2_pl.evaluation.reward import (
 from llama2_pl.evaluation.scoring import score_responses
 from llama2_pl.files import write_json
 from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.modules.rejection_sampling import may_be_taken
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.gatt import ghost_attention, kept_by_turn
 from llama2_pl.rlhf.hardware import HARDWARE, Hardware
@@ -174,18 +175,24 @@ def best_of_n(
 ) -> dict[str, Any]:
     """Reward against N (Llama 2 figs. 7 and 8) and diversity (fig. 21) by temperature; the winners' gold score.
 
+    The curves are of all samples (our reading of the figures); `reward_of_taken` is that of the best of those that
+    rejection sampling may take, by temperature.
     Also how well annotators of this noise agree on pairs of samples, where it is given; {} without a model.
     """
     if model is None:
         return {}
-    rewards, gold, spoken = {}, {}, {}
+    rewards, taken, gold, spoken = {}, {}, {}, {}
     for temperature in temperatures:
-        answers = spoken[temperature] = speak(model, rows, temperature, samples)
-        rewards[temperature] = judges.scores(rows, answers)[2].view(len(rows), samples)
+        said = speak.answers(model, rows, temperature, samples)
+        answers = spoken[temperature] = said.texts
+        scores = judges.scores(rows, answers)[2].view(len(rows), samples)
+        may = torch.tensor([may_be_taken(*pair) for pair in zip(*said, strict=True)]).view(scores.shape)
+        rewards[temperature] = scores
+        taken[f"{temperature:g}"] = reward_of_taken(scores, may, samples)
         if all(row.task is not None for row in rows):
             repeated = [row for row in rows for _ in range(samples)]
             gold[temperature] = gold_scores(repeated, answers).view(len(rows), samples)
-    results: dict[str, Any] = {"by_temperature": reward_by_temperature(rewards)}
+    results: dict[str, Any] = {"by_temperature": reward_by_temperature(rewards), "reward_of_taken": taken}
     if samples > 1:
         results["diversity"] = diversity_by_temperature(spoken, samples)
     if gold:
@@ -193,8 +200,8 @@ def best_of_n(
         results["gold"] = gold_of_best(rewards[middle], gold[middle], samples) | {"temperature": middle}
         results["score_by_quality"] = score_by_quality(rewards[middle].flatten(), gold[middle].flatten())
         if noise is not None:
-            said = spoken[middle]
-            pairs = zip(rows, said[::samples], said[samples > 1 :: samples], strict=True)
+            texts = spoken[middle]
+            pairs = zip(rows, texts[::samples], texts[samples > 1 :: samples], strict=True)
             rated = [(r.task, a, b) for r, a, b in pairs if r.task and a != b]
             results["annotators"] = annotator_agreement(rated, noise=noise)
     return {"best_of_n": results}

@@ -66,9 +66,10 @@ def tune_temperature(
     safety_threshold: float = SAFETY_THRESHOLD,
     hardware: Hardware = HARDWARE,
 ) -> None:
-    """Pick the temperature at which the best of N samples has the highest reward; it moves with each version.
+    """Pick the temperature at which what rejection sampling takes of N samples has the highest reward.
 
-    Llama 2 §3.2.3, fig. 8. Writes out/sweep.json (max and median against N for each temperature) and
+    Llama 2 §3.2.3, fig. 8; it moves with each version. Writes out/sweep.json (for each temperature max and median of
+    all samples against N, as in the figure, and the reward of the best that ended by themselves, which decides) and
     out/config.yaml, a config for `llama2-pl predict` with that temperature.
 
     Args:
@@ -91,10 +92,10 @@ def tune_temperature(
     asked = prompts_that_fit([prompts], limit, judges, model, max_new_tokens)
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
     found = best_of_n(model, asked, judges, speak, temperatures, samples)["best_of_n"]
-    best = best_temperature(found["by_temperature"], samples)
+    best = best_temperature(found["reward_of_taken"])
     write_json(Path(out) / "sweep.json", {"temperature": best, "samples": samples, **found})
     write_json(Path(out) / "config.yaml", {"model": {"init_args": {"temperatures": [best]}}})  # JSON is YAML
-    print(f"temperature {best:g}: highest reward of the best of {samples}")
+    print(f"temperature {best:g}: highest reward of the best of {samples} that ended by themselves")
 
 
 def choose_checkpoint(

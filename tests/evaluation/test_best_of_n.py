@@ -50,11 +50,17 @@ def test_maximum_never_falls_and_median_stays_for_symmetric_scores():
     assert curves["median"] == pytest.approx([0.0] * 5, abs=1e-7)
 
 
-def test_best_temperature_is_the_one_with_the_highest_maximum_at_that_n():
-    narrow, wide = torch.tensor([[1.0, 1.0, 1.0, 1.0]]), torch.tensor([[-2.0, 0.0, 1.0, 3.0]])
-    curves = best_of_n.reward_by_temperature({0.6: narrow, 1.2: wide})
-    assert best_of_n.best_temperature(curves, 1) == 0.6
-    assert best_of_n.best_temperature(curves, 4) == 1.2
+def test_the_reward_of_taken_samples_is_that_of_the_best_that_ended_else_the_lowest_by_hand():
+    scores = torch.tensor([[9.0, 2.0, 1.0], [8.0, 5.0, 4.0]])
+    ended = torch.tensor([[False, True, True], [False, False, False]])
+    assert best_of_n.reward_of_taken(scores, ended, 3) == pytest.approx((2 + 4) / 2)
+    # two of three: {9, 2} {9, 1} {2, 1} give 2, 1, 2; nothing of the second prompt ends
+    assert best_of_n.reward_of_taken(scores, ended, 2) == pytest.approx((5 / 3 + 4) / 2)
+    assert best_of_n.reward_of_taken(scores, torch.ones(2, 3).bool(), 3) == pytest.approx((9 + 8) / 2)
+
+
+def test_best_temperature_is_the_one_with_the_highest_reward():
+    assert best_of_n.best_temperature({"0.6": 1.0, "1.2": 3.0, "1.5": 2.0}) == 1.2
 
 
 def test_more_samples_than_there_are_is_refused_with_both_numbers():

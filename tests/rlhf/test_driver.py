@@ -272,7 +272,7 @@ def test_the_pool_names_where_each_answer_comes_from_and_who_judged_it(done: Pat
 def test_the_temperature_and_the_checkpoint_are_those_with_the_highest_reward(done: Path) -> None:
     run = done / "run"
     sweep = read(run / "v2/temperature/sweep.json")
-    best = {float(t): rows["max"][rows["n"].index(2)] for t, rows in sweep["by_temperature"].items()}
+    best = {float(t): reward for t, reward in sweep["reward_of_taken"].items()}
     assert sweep["temperature"] == max(best, key=lambda t: best[t]) and set(best) == {0.8, 1.2}
     row = read(next((run / "v2/best_of_k/answers").iterdir()))["rows"][0]
     assert {sample["temperature"] for sample in row["samples"]} == {sweep["temperature"]}

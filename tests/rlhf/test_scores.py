@@ -10,8 +10,11 @@ import torch
 import yaml
 
 from llama2_pl.data.sampling import is_held_out
+from llama2_pl.evaluation.answers import Answers
+from llama2_pl.evaluation.best_of_n import best_temperature
 from llama2_pl.rlhf import scores
 from llama2_pl.rlhf import study as study_module
+from llama2_pl.rlhf.evaluate import best_of_n
 from llama2_pl.rlhf.reuse import link
 from llama2_pl.rlhf.scores import Heard, Judges, PromptTask, forgetting, gold_by_kind, goodhart_gap, judged
 from llama2_pl.rlhf.study import merged, over_seeds, study
@@ -38,6 +41,27 @@ def test_the_gap_is_the_rise_of_the_reward_beyond_that_of_the_gold_score_in_devi
     alike = heard([[1.0, 3.0], [5.0, 7.0]], [[0.2, 0.4], [0.6, 0.8]])
     assert goodhart_gap(alike, START)["mean"] == pytest.approx(0.0, abs=1e-5)
     assert goodhart_gap(heard([[1.0], [2.0]], None), START) is None
+
+
+class OneOfTwo:
+    """Says at every temperature what is scored by its text; at 1.5 the best answers are cut off."""
+
+    def answers(self, model: object, asked: list, temperature: float, k: int) -> Answers:
+        texts = ["1", "2"] if temperature == 1.0 else ["9", "0"]
+        return Answers(texts * len(asked), [True, True] if temperature == 1.0 else [False, True])
+
+    def scores(self, asked: list, texts: list[str]) -> tuple[torch.Tensor, ...]:
+        return (torch.tensor([float(text) for text in texts]),) * 3
+
+
+def test_the_temperature_is_chosen_by_what_may_be_taken_and_the_curves_show_all_samples() -> None:
+    stub, asked = OneOfTwo(), [PromptTask(Dialog.of([("user", "q")]), False, None)]
+    found = best_of_n("model", asked, stub, stub, (1.0, 1.5), 2)["best_of_n"]  # type: ignore[arg-type]
+    assert (
+        found["reward_of_taken"] == {"1": 2.0, "1.5": 0.0}
+        and best_temperature(found["reward_of_taken"]) == 1.0
+    )
+    assert [found["by_temperature"][t]["max"][-1] for t in ("1", "1.5")] == [2.0, 9.0]
 
 
 @pytest.mark.parametrize("broken", ["helpfulness", "safety"])
