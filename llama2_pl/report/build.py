@@ -49,9 +49,14 @@ def build_report(run: str = "runs/demo", out: str | None = None) -> str:
         _commands(folder),
     ]
     target = Path(out) if out else folder / "report.html"
-    target.write_text(page.page(f"llama2_pl · {folder.name}", sections), encoding="utf-8")
+    target.write_text(page.page(f"llama2_pl · {_run_name(folder)}", sections), encoding="utf-8")
     print(f"report: {target}")
     return str(target)
+
+
+def _run_name(run: Path) -> str:
+    """Also of `.` and of a path that ends with `..`."""
+    return run.resolve().name
 
 
 def _opening(run: Path, results: dict) -> str:
@@ -70,7 +75,9 @@ def _opening(run: Path, results: dict) -> str:
     if "ppo vs sft" in results.get("win_rate", {}):
         tiles.append(("PPO preferred over SFT", f"{results['win_rate']['ppo vs sft']['mean']:.1%}"))
     lead = results.get("about") or "The Llama 2 recipe, run from the tokenizer to PPO."
-    return f"<h1>The recipe of Llama 2, {run.name}</h1>" + page.section("In short", lead, page.tiles(tiles))
+    return page.heading(f"The recipe of Llama 2, {_run_name(run)}") + page.section(
+        "In short", lead, page.tiles(tiles)
+    )
 
 
 def _training(run: Path) -> str:
@@ -257,8 +264,7 @@ def _commands(run: Path) -> str:
     if not manifests:
         return ""
     parts = [
-        f"<p class='soft'>{name}, {manifest['seconds']:.0f} s{_attempts(manifest)}</p>"
-        + page.code(manifest["shell"])
+        page.note(f"{name}, {manifest['seconds']:.0f} s{_attempts(manifest)}") + page.code(manifest["shell"])
         for name, manifest in manifests.items()
     ]
     return page.section("Commands", "Each stage, exactly as it can be typed again.", *parts)

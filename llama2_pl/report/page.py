@@ -35,6 +35,15 @@ def page(title: str, body: Iterable[str]) -> str:
     )
 
 
+def heading(text: str) -> str:
+    return f"<h1>{escape(text)}</h1>"
+
+
+def note(text: str) -> str:
+    """A line in a softer colour."""
+    return f"<p class='soft'>{escape(text)}</p>"
+
+
 def section(title: str, lead: str, *parts: str) -> str:
     return f"<section><h2>{escape(title)}</h2><p>{escape(lead)}</p>{''.join(parts)}</section>"
 

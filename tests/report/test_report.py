@@ -128,6 +128,19 @@ def test_text_of_a_model_or_user_cannot_become_markup(run):
     assert "&lt;script&gt;" in text
 
 
+def test_the_names_of_a_run_and_of_its_stages_cannot_become_markup(tmp_path, monkeypatch):
+    run = tmp_path / "<img src=x onerror=alert(1)>"
+    stage = run / "manifests" / "<script>alert(2)<" / "b.json"
+    stage.parent.mkdir(parents=True)
+    stage.write_text(json.dumps({"shell": "llama2-pl fit", "seconds": 1.0}))
+    monkeypatch.chdir(run)
+    for named in (run, Path(".")):
+        text = page_of(named)
+        assert "<img" not in text and "<script" not in text
+        assert "Llama 2, &lt;img src=x onerror=alert(1)&gt;</h1>" in text  # also where the run is `.`
+        assert "&lt;script&gt;alert(2)&lt;/b, 1 s" in text
+
+
 def test_a_run_without_results_still_gets_a_page(tmp_path):
     text = page_of(tmp_path)
     assert "<svg" not in text and "</html>" in text
