@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llama2_pl.evaluation.curves import read_curve
+from llama2_pl.files import write_text
 from llama2_pl.report import figures, page
 from llama2_pl.report.doctor import doctor
 from llama2_pl.report.gatt import ghost_attention
@@ -49,7 +50,7 @@ def build_report(run: str = "runs/demo", out: str | None = None) -> str:
         _commands(folder),
     ]
     target = Path(out) if out else folder / "report.html"
-    target.write_text(page.page(f"llama2_pl · {_run_name(folder)}", sections), encoding="utf-8")
+    write_text(target, page.page(f"llama2_pl · {_run_name(folder)}", sections))
     print(f"report: {target}")
     return str(target)
 

@@ -146,6 +146,17 @@ def test_a_run_without_results_still_gets_a_page(tmp_path):
     assert "<svg" not in text and "</html>" in text
 
 
+def test_a_page_that_another_run_links_stays_that_run_s(tmp_path):
+    """As `--share` links what another run made."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps({"about": f"run {name}"}))
+    page_of(tmp_path / "a")
+    (tmp_path / "b/report.html").hardlink_to(tmp_path / "a/report.html")
+    assert "run b" in page_of(tmp_path / "b")
+    assert "run a" in (tmp_path / "a/report.html").read_text()
+
+
 def test_a_missing_run_is_an_error_with_the_way_out(tmp_path):
     with pytest.raises(ValueError, match="no such run; give the folder"):
         build_report(str(tmp_path / "nowhere"))
