@@ -243,7 +243,8 @@ def _carbon(run: Path) -> str:
         [name, row.get("hours"), thousands(row, "kwh"), thousands(row, "co2e_kg"), row.get("source", "")]
         for name, row in rows
     ]
-    totals = ["all", *(sum(line[i] or 0.0 for line in lines) for i in (1, 2, 3)), ""]
+    columns = ([line[i] for line in lines] for i in (1, 2, 3))
+    totals = ["all", *(None if None in column else sum(column) for column in columns), ""]
     lead = "Energy and carbon of each trained stage (as Table 2); unknown is shown as –, never as 0."
     return page.section("Carbon", lead, page.table(head, [*lines, totals]))
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,22 @@ def test_a_resumed_runs_metrics_win_where_steps_meet(tmp_path):
 def test_smoothing_is_the_bias_corrected_moving_average():
     # by hand: 0.5 * 2 / 0.5 = 2; (0.25 * 2 + 0.5 * 4) / 0.75 = 10 / 3
     assert smooth([2.0, 4.0], 0.5) == pytest.approx([2.0, 10 / 3])
+
+
+def test_the_sum_of_carbon_is_unknown_where_a_stage_s_is(run):
+    (run / "pretrain/carbon.json").write_text(
+        json.dumps(
+            {
+                "stages": {
+                    "pretrain": {"hours": 2.0, "kwh": 0.5, "co2e_kg": None, "source": "watts"},
+                    "again": {"hours": 1.0, "kwh": 0.25, "co2e_kg": 0.125, "source": "watts"},
+                }
+            }
+        )
+    )
+    (line,) = [line for line in page_of(run).split("<tr>") if line.startswith("<td>all</td>")]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", line)
+    assert cells == ["all", "3", "750", "–", ""]
 
 
 def test_the_scaling_study_is_drawn_by_size_and_batch(tmp_path):
