@@ -148,7 +148,7 @@ def _ppo(folder: Path) -> str:
         if named:
             charts.append(
                 page.figure(
-                    figures.curves(named, x_label="optimizer step", y_label=title, smoothing=0.6),
+                    figures.curves(named, x_label="iteration", y_label=title, smoothing=0.6),
                     f"PPO: {title}.",
                 )
             )
@@ -158,7 +158,7 @@ def _ppo(folder: Path) -> str:
             page.figure(
                 figures.curves(
                     {"held-out prompts": held},
-                    x_label="optimizer step",
+                    x_label="iteration",
                     y_label="reward",
                     markers=("held-out prompts",),
                 ),

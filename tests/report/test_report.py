@@ -123,6 +123,11 @@ def test_every_figure_of_the_paper_is_drawn_from_the_runs_files(run):
     assert text.count("<svg") == 13
 
 
+def test_ppo_s_curves_are_over_iterations_which_is_what_its_metrics_count(run):
+    text = page_of(run)
+    assert ">iteration</text>" in text and "optimizer step" not in text
+
+
 def test_text_of_a_model_or_user_cannot_become_markup(run):
     text = page_of(run)
     assert "<script" not in text and "<img" not in text
