@@ -38,11 +38,12 @@ def _pyplot() -> Any:
     return plt
 
 
-def _engineering() -> Any:
-    """1.5 M instead of 1.5 and a lonely 1e6 in the corner."""
-    from matplotlib.ticker import EngFormatter
+def _count_on(axis: Any) -> None:
+    """Whole numbers alone, and 1.5 M instead of 1.5 and a lonely 1e6 in the corner."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    return EngFormatter(sep=" ")
+    axis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(EngFormatter(sep=" "))
 
 
 def _draw(paint: Callable[[Any], None], *, width: float = 5.6, height: float = 3.4) -> str:
@@ -79,7 +80,7 @@ def curves(
                 )
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
-        axes.xaxis.set_major_formatter(_engineering())
+        _count_on(axes.xaxis)
         axes.legend()
 
     return _draw(paint)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llama2_pl.evaluation.curves import read_curve
+from llama2_pl.evaluation.curves import Curve, read_curve
 from llama2_pl.report import figures
 from llama2_pl.report.build import build_report
 from llama2_pl.report.metrics import smooth
@@ -292,6 +292,17 @@ def test_versions_are_drawn_with_their_gap_pool_and_checkpoint(run):
         assert shown in text, shown
     assert text.count("PPO</h2>") == 2  # the run's own and version 1's
     assert "Versions</h2>" not in page_without(run, "versions")
+
+
+@pytest.mark.parametrize("x", [[1.0], [1.0, 2.0], [0.0, 1.0, 2.0], [0.0, 11.0]])
+def test_an_axis_that_counts_shows_whole_numbers(x):
+    pytest.importorskip("matplotlib", reason="the report needs the extra llama2-pl[report]")
+    drawn = figures.curves(
+        {"a": Curve(x, [0.5] * len(x))}, x_label="batches", y_label="share", markers=("a",)
+    )
+    ticks = re.findall(r"<text[^>]*>([^<]*)</text>", drawn.split('id="matplotlib.axis_2"')[0])
+    assert ticks[-1] == "batches" and len(ticks) > 1
+    assert all(tick.isdigit() for tick in ticks[:-1]), ticks
 
 
 def page_without(run, key):
