@@ -41,7 +41,7 @@ def build_report(run: str = "runs/demo", out: str | None = None) -> str:
         scaling(folder),
         rejection_sampling(results),
         versions(folder, results),
-        *(part for ppo in _ppo_folders(folder) for part in (_ppo(ppo), doctor(ppo))),
+        *(part for of, ppo in _ppo_folders(folder).items() for part in (_ppo(ppo, of), doctor(ppo, of))),
         _judged(results),
         _gold(results),
         ghost_attention(results),
@@ -132,12 +132,13 @@ def _training(run: Path) -> str:
     )
 
 
-def _ppo_folders(run: Path) -> list[Path]:
-    """The run's own, or that of each version that had PPO."""
-    return [run / "ppo", *sorted(run.glob("v*/ppo"))]
+def _ppo_folders(run: Path) -> dict[str, Path]:
+    """The run's own and each version's, v2 before v10, by what stands behind "PPO" in their titles."""
+    found = sorted(run.glob("v*/ppo"), key=lambda path: (len(path.parent.name), path.parent.name))
+    return {"": run / "ppo", **{f" of {path.parent.name}": path for path in found}}
 
 
-def _ppo(folder: Path) -> str:
+def _ppo(folder: Path, of: str) -> str:
     charts = []
     for title, keys in {
         "reward": {"combined reward": "ppo/reward", "helpfulness": "ppo/helpfulness", "safety": "ppo/safety"},
@@ -166,7 +167,7 @@ def _ppo(folder: Path) -> str:
             )
         )
     return (
-        page.section("PPO", "Reward against distance from where it started.", page.row(*charts))
+        page.section(f"PPO{of}", "Reward against distance from where it started.", page.row(*charts))
         if charts
         else ""
     )

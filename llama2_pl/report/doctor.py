@@ -29,8 +29,8 @@ def read_doctor(folder: Path) -> list[dict]:
     return [rows[number] for number in sorted(rows)]
 
 
-def doctor(folder: Path) -> str:
-    """A table of findings, the Goodhart gap and the run's health by iteration."""
+def doctor(folder: Path, of: str) -> str:
+    """A table of findings, the Goodhart gap and the run's health by iteration; `of` what, for the title."""
     rows = read_doctor(folder)
     if not rows:
         return ""
@@ -59,7 +59,7 @@ def doctor(folder: Path) -> str:
     lead = f"{len(rows)} iterations examined, {len(named)} kinds of finding" + (
         "." if named else ": all is well."
     )
-    return page.section("PPO doctor", lead, table, page.row(*charts))
+    return page.section(f"PPO doctor{of}", lead, table, page.row(*charts))
 
 
 def _curves(rows: list[dict], keys: dict[str, str]) -> dict[str, Curve]:

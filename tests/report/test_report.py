@@ -233,6 +233,16 @@ def test_the_doctor_speaks_in_the_report(tmp_path):
     assert html.count("<svg") == 2 and "Goodhart gap" in html
 
 
+def test_every_version_s_ppo_has_its_name_and_they_come_in_order(tmp_path):
+    pytest.importorskip("matplotlib", reason="the report needs the extra llama2-pl[report]")
+    for version in ("v10", "v2", "v1"):
+        write_metrics(tmp_path / version / "ppo", 0, [{"step": s, "ppo/reward": s} for s in range(2)])
+        line = {"iteration": 0, "numbers": {}, "findings": []}
+        (tmp_path / version / "ppo/doctor.jsonl").write_text(json.dumps(line))
+    titles = [title for title in re.findall("<h2>(.*?)</h2>", page_of(tmp_path)) if "PPO" in title]
+    assert titles == [f"{what} of {v}" for v in ("v1", "v2", "v10") for what in ("PPO", "PPO doctor")]
+
+
 def test_versions_are_drawn_with_their_gap_pool_and_checkpoint(run):
     row = {
         "reward": INTERVAL,
@@ -290,7 +300,7 @@ def test_versions_are_drawn_with_their_gap_pool_and_checkpoint(run):
         ),
     ):
         assert shown in text, shown
-    assert text.count("PPO</h2>") == 2  # the run's own and version 1's
+    assert "PPO</h2>" in text and "PPO of v1</h2>" in text
     assert "Versions</h2>" not in page_without(run, "versions")
 
 
