@@ -62,9 +62,11 @@ def _run_name(run: Path) -> str:
 
 def _opening(run: Path, results: dict) -> str:
     tiles = []
-    seconds = sum(m.get("seconds", 0.0) for m in _manifests(run).values())
-    if seconds:
-        tiles.append(("whole recipe", f"{seconds / 60:.1f} min"))
+    manifests = _manifests(run).values()
+    if seconds := sum(m.get("seconds", 0.0) for m in manifests):
+        again = any(m.get("attempts", 1) > 1 for m in manifests)
+        what = "whole recipe" + ", last attempts alone" * again
+        tiles.append((what, f"{seconds / 60:.1f} min"))
     if "parameters" in results:
         tiles.append(("parameters", f"{results['parameters'] / 1e6:.1f} M"))
     if "helpfulness" in results.get("reward_accuracy", {}):

@@ -128,6 +128,13 @@ def test_ppo_s_curves_are_over_iterations_which_is_what_its_metrics_count(run):
     assert ">iteration</text>" in text and "optimizer step" not in text
 
 
+def test_the_recipe_s_time_says_where_it_is_that_of_last_attempts(run):
+    assert "<b>1.5 min</b><span>whole recipe</span>" in page_of(run)
+    again = {"shell": "llama2-pl fit", "seconds": 30.0, "attempts": 3}
+    (run / "manifests/ppo.json").write_text(json.dumps(again))
+    assert "<b>2.0 min</b><span>whole recipe, last attempts alone</span>" in page_of(run)
+
+
 def test_text_of_a_model_or_user_cannot_become_markup(run):
     text = page_of(run)
     assert "<script" not in text and "<img" not in text
