@@ -157,16 +157,19 @@ def gap_by_rating(chosen: Tensor, rejected: Tensor, rating: Tensor) -> dict[str,
 
 
 def score_by_quality(scores: Tensor, quality: Tensor, points: int = 7) -> dict[str, Interval]:
-    """Scores (N,) and qualities in [0, 1] (N,) -> mean score at each of `points` levels, 1 the lowest; empty ones out.
+    """Scores (P, K) of K samples of P prompts, qualities in [0, 1] (P, K) -> mean score at each of `points` levels.
 
-    Llama 2 §3.4.1, fig. 29: people gave seven points, and the score should rise with them.
+    Llama 2 §3.4.1, fig. 29: people gave seven points, and the score should rise with them. 1 is the lowest, empty ones
+    are left out. A prompt with samples at a level counts there once, with their mean: prompts are what is resampled.
     """
     levels = (quality * points).floor().clamp(max=points - 1)
-    return {
-        str(level + 1): bootstrap(scores[levels == level])
-        for level in range(points)
-        if (levels == level).any()
-    }
+    found = {}
+    for level in range(points):
+        here = levels == level
+        by_prompt = (scores.double() * here).sum(1) / here.sum(1)
+        if here.any():
+            found[str(level + 1)] = bootstrap(by_prompt[here.any(1)])
+    return found
 
 
 def score_histogram(

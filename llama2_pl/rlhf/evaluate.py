@@ -198,7 +198,7 @@ def best_of_n(
     if gold:
         middle = temperatures[len(temperatures) // 2]
         results["gold"] = gold_of_best(rewards[middle], gold[middle], samples) | {"temperature": middle}
-        results["score_by_quality"] = score_by_quality(rewards[middle].flatten(), gold[middle].flatten())
+        results["score_by_quality"] = score_by_quality(rewards[middle], gold[middle])
         if noise is not None:
             texts = spoken[middle]
             pairs = zip(rows, texts[::samples], texts[samples > 1 :: samples], strict=True)

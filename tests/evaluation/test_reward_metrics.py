@@ -171,6 +171,22 @@ def test_results_go_into_json():
 
 
 def test_the_score_is_averaged_at_seven_points_of_quality():
-    scores = torch.tensor([1.0, 3.0, 5.0, 9.0])
-    found = reward.score_by_quality(scores, torch.tensor([0.0, 0.1, 0.5, 1.0]))  # points 1, 1, 4 and 7
+    scores = torch.tensor([[1.0], [3.0], [5.0], [9.0]])
+    found = reward.score_by_quality(
+        scores, torch.tensor([[0.0], [0.1], [0.5], [1.0]])
+    )  # points 1, 1, 4 and 7
     assert {point: row["mean"] for point, row in found.items()} == {"1": 2.0, "4": 5.0, "7": 9.0}
+
+
+def test_the_score_at_a_point_of_quality_is_one_observation_a_prompt():
+    """Samples of a prompt are alike: resampled one by one, 16 of them make the interval up to four times too narrow."""
+    scores = torch.tensor([[1.0, 3.0, 9.0], [6.0, 8.0, 10.0]])
+    found = reward.score_by_quality(scores, torch.tensor([[0.0, 0.1, 1.0], [0.1, 0.5, 0.5]]))
+    # point 1: 1 and 3 of the first prompt, 6 of the second; 4: 8 and 10 of the second; 7: 9 of the first
+    assert {point: (row["mean"], row["count"]) for point, row in found.items()} == {
+        "1": ((2.0 + 6.0) / 2, 2),
+        "4": (9.0, 1),
+        "7": (9.0, 1),
+    }
+    repeated = reward.score_by_quality(scores[:, :1].repeat(1, 16), torch.zeros(2, 16))
+    assert repeated == reward.score_by_quality(scores[:, :1], torch.zeros(2, 1))
