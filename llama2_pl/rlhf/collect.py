@@ -22,6 +22,7 @@ from llama2_pl.data.readers.dialogues import messages_from_json
 from llama2_pl.data.readers.files import json_rows
 from llama2_pl.data.readers.preferences import asked
 from llama2_pl.evaluation.answers import answer
+from llama2_pl.model.heads import LanguageModel
 from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.text.chat import Dialog
 from llama2_pl.text.tags import strip_control_tags
@@ -76,8 +77,9 @@ def collect_preferences(
         tokenizer: tokenizer.model of the policies.
         prompts: prompt rows with a `task` for the oracle.
         out: folder of the four files.
-        temperatures: a pair takes two of them, from round to round and batch to batch the next two, so that each of two
-            models answers at all of them; 0.7 and 1.1 by default (our choice: one careful, one varied).
+        temperatures: a pair takes two of them, from round to round and batch to batch the next two; 0.7 and 1.1 by
+            default (our choice: one careful, one varied). Which model answers at which is drawn for each prompt (our
+            choice: otherwise a preference for a model and one for its temperature could not be told apart).
         max_new_tokens: longest answer.
         rounds: pairs per prompt.
         noise: standard deviation of the annotator's error, in units of utility.
@@ -104,10 +106,9 @@ def collect_preferences(
             if pair is None:  # the same answer twice, or the bin that the paper excludes
                 continue
             kind, split = "safety" if row["is_safety"] else "helpful", "val" if index >= held_out else "train"
-            chosen, rejected = (one, two) if pair["chosen"] == a else (two, one)
             record = {"prompt": row["messages"], **pair, "is_safety": row["is_safety"]}
-            record |= {"source": f"on_policy_{kind}", **chosen.made("chosen"), **rejected.made("rejected")}
-            files[f"{kind}_{split}"].append(record | labels)
+            made = _made((one, two) if pair["chosen"] == a else (two, one), index)
+            files[f"{kind}_{split}"].append(record | {"source": f"on_policy_{kind}", **made, **labels})
     for name, pairs in files.items():
         write_jsonl(Path(out) / f"{name}.jsonl", pairs)
 
@@ -116,11 +117,16 @@ class _Side(NamedTuple):
     """One answer to every prompt, and what made them."""
 
     model: str
-    temperature: float
+    temperatures: list[float]
     answers: list[str]
 
-    def made(self, side: str) -> dict[str, str | float]:
-        return {f"{side}_model": self.model, f"{side}_temperature": self.temperature}
+
+def _made(sides: tuple[_Side, _Side], index: int) -> dict[str, str | float]:
+    """What made the chosen and the rejected answer to a prompt."""
+    made: dict[str, str | float] = {}
+    for name, side in zip(("chosen", "rejected"), sides, strict=True):
+        made |= {f"{name}_model": side.model, f"{name}_temperature": side.temperatures[index]}
+    return made
 
 
 def _sample_sides(
@@ -133,21 +139,36 @@ def _sample_sides(
     turns: range,
     seed: int,
 ) -> Iterator[tuple[_Side, _Side]]:
-    """For each round the answers of side A and of side B, every side with its own model variant and temperature."""
+    """For each round the answers of side A and of side B, each side with its own model and the other temperature."""
     models = [hardware.load(path, tokenizer) for path in policies]
     dialogs = [dialog_of(row) for row in rows]
     for turn in turns:
+        two = [temperatures[(turn + n) % len(temperatures)] for n in (0, 1)]
+        draw = random.Random(f"temperatures {seed} {turn}")
+        firsts = [draw.randrange(2) for _ in rows]  # which of the two side A has
         sides = []
         for side in (0, 1):
-            number = (2 * turn + side) % len(models)
-            temperature = temperatures[(turn + side) % len(temperatures)]
-            said = answer(
-                models[number],
-                tokenizer,
-                dialogs,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                seed=seed * 1000 + 2 * turn + side,
-            )
-            sides.append(_Side(policies[number], temperature, [strip_control_tags(text) for text in said]))
+            number, mine = (2 * turn + side) % len(models), [two[first ^ side] for first in firsts]
+            own = seed * 1000 + 4 * turn + 2 * side  # and the one after it: a seed for each temperature
+            said = _said(models[number], tokenizer, dialogs, mine, max_new_tokens, own)
+            sides.append(_Side(policies[number], mine, said))
         yield sides[0], sides[1]
+
+
+def _said(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    dialogs: Sequence[Dialog],
+    temperatures: Sequence[float],
+    max_new_tokens: int,
+    seed: int,
+) -> list[str]:
+    """An answer to each dialogue, at its own temperature, without control tags."""
+    said = [""] * len(dialogs)
+    for number, temperature in enumerate(sorted(set(temperatures))):
+        mine = [index for index, own in enumerate(temperatures) if own == temperature]
+        asked = [dialogs[index] for index in mine]
+        how = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed + number}
+        for index, text in zip(mine, answer(model, tokenizer, asked, **how), strict=True):
+            said[index] = strip_control_tags(text)
+    return said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -17,6 +18,7 @@ from llama2_pl.data.vocabulary import train_tokenizer_on_files
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.report.build import build_report
+from llama2_pl.rlhf import collect
 from llama2_pl.rlhf.collect import collect_preferences
 from llama2_pl.rlhf.evaluate import evaluate, pairs_that_fit, prompts_that_fit, score_preferences
 from llama2_pl.rlhf.pool import Entry, rescored
@@ -107,28 +109,42 @@ def test_a_pair_says_which_model_and_temperature_made_each_side_in_which_batch_f
     out = collected(run, tmp_path, temperatures=[0.6, 1.2], batch=3, annotator="Ada")
     pairs = [pair for name in FILES for pair in read_preferences(out / f"{name}.jsonl")]
     sides = {
-        ((pair.chosen_model, pair.chosen_temperature), (pair.rejected_model, pair.rejected_temperature))
+        frozenset(
+            {(pair.chosen_model, pair.chosen_temperature), (pair.rejected_model, pair.rejected_temperature)}
+        )
         for pair in pairs
     }
-    # one round: a temperature a variant, in whichever order
-    one, two = (run.one, 1.2), (run.two, 0.6)
-    assert sides == {(one, two), (two, one)}
+    # a pair has both models and both temperatures; within a batch either model has either
+    assert sides == {
+        frozenset({(run.one, 0.6), (run.two, 1.2)}),
+        frozenset({(run.one, 1.2), (run.two, 0.6)}),
+    }
     assert {(pair.batch, pair.annotator) for pair in pairs} == {(3, "Ada")}
-    # the next batch has them the other way round, and two rounds have both
-    later, both = (
-        {
-            (row[f"{side}_model"], row[f"{side}_temperature"])
-            for name in FILES
-            for row in rows(
-                collected(run, tmp_path / str(options), temperatures=[0.6, 1.2], **options) / f"{name}.jsonl"
-            )
-            for side in SIDES
-        }
-        for options in ({"batch": 4}, {"rounds": 2})
-    )
-    assert later == {(run.one, 0.6), (run.two, 1.2)} and both == later | {one, two}
     with pytest.raises(ValueError, match="batch is 0"):
         collected(run, tmp_path, batch=0)
+
+
+def test_an_answer_is_of_the_model_and_temperature_that_it_names_and_neither_tells_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In one batch a model had one temperature, and rows would have taught to know the model by it."""
+    asked = [{"messages": [{"role": "user", "content": f"question {n}"}]} for n in range(200)]
+    monkeypatch.setattr(
+        collect,
+        "answer",
+        lambda model, _, dialogs, *, temperature, **how: [
+            f"{model} {temperature} {dialog.messages[0].content} [INST]" for dialog in dialogs
+        ],
+    )
+    stub = SimpleNamespace(load=lambda path, tokenizer: path)
+    how = (None, asked, stub, [0.6, 1.2], 8, range(1, 2), 0)
+    ((one, two),) = collect._sample_sides(["a", "b"], *how)  # type: ignore[arg-type]
+    for side, model in ((one, "a"), (two, "b")):
+        for n, temperature in enumerate(side.temperatures):
+            assert side.answers[n] == f"{model} {temperature} question {n} "
+    pairs = list(zip(one.temperatures, two.temperatures, strict=True))
+    assert set(pairs) == {(0.6, 1.2), (1.2, 0.6)}
+    assert 70 < pairs.count((0.6, 1.2)) < 130  # four deviations of a fair coin around 100
 
 
 def test_the_annotators_noise_is_an_argument(run: Run, tmp_path: Path) -> None:
