@@ -15,7 +15,8 @@ class WinRate(TypedDict):
     """Model A against model B. `mean` counts a tie as half a win; its interval is a bootstrap over prompts.
 
     The Wilson interval stands beside it as a check: it takes a tie for half a win and half a loss, so with ties it
-    is the wider one.
+    is the wider one. Where all prompts came out alike it is the interval: resampled, they have no spread, and 20 wins
+    of 20 would be [100 %, 100 %].
     """
 
     wins: int
@@ -62,6 +63,8 @@ def summarise(outcomes: Tensor, *, resamples: int = 2000, seed: int = 0) -> WinR
     by_prompt = outcomes if outcomes.ndim == 1 else outcomes.mean(1)
     interval = bootstrap(by_prompt, resamples=resamples, seed=seed)
     check = wilson(by_prompt.sum().item(), by_prompt.numel())
+    if by_prompt.min() == by_prompt.max():
+        interval = check
     return WinRate(
         wins=int((outcomes == 1).sum()),
         ties=int((outcomes == 0.5).sum()),

@@ -220,7 +220,7 @@ def _gold(results: dict) -> str:
     if wins:
         named = {_versus(name): row for name, row in wins.items()}
         chart = figures.intervals(named, x_label="share preferred by the gold score", line=0.5)
-        charts.append(page.figure(chart, "Win rates, ties counted half, 95 % bootstrap intervals."))
+        charts.append(page.figure(chart, "Win rates, ties counted half, 95 % intervals."))
     lead = (
         "The gold score is the oracle's judgement, which the reward models never saw except as noisy ratings."
     )

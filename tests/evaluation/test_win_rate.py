@@ -28,6 +28,16 @@ def test_bootstrap_and_wilson_agree_on_many_decided_prompts():
     assert result["high"] == pytest.approx(result["wilson_high"], abs=0.004)
 
 
+@pytest.mark.parametrize(
+    ("a", "ends"), [(1.0, [0.8389, 1.0]), (-1.0, [0.0, 0.1611]), (0.0, [0.2993, 0.7007])]
+)
+def test_twenty_prompts_that_came_out_alike_leave_a_doubt(a, ends):
+    # Wilson by hand: 20 / (20 + 3.8415) = 0.8389; of ties alone half a width of 1.96 sqrt(1/80 + 3.8415/1600) / 1.1921
+    result = win_rate([a] * 20, [0.0] * 20)
+    assert result["mean"] == (1 + a) / 2
+    assert [result["low"], result["high"]] == pytest.approx(ends, abs=5e-5)
+
+
 def test_lists_of_different_length_are_refused():
     with pytest.raises(ValueError, match="A has 2 scores and B 1"):
         win_rate([1.0, 2.0], [1.0])
