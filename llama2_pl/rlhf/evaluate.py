@@ -151,7 +151,9 @@ def compare_models(
     first = next(iter(networks))
     results = {
         "parameters": networks[first].config.num_parameters(),
-        "samples": sample_dialogues(networks, rows, speak),
+        "samples": sample_dialogues(
+            rows, {name: speak(model, few(rows), 0.7) for name, model in networks.items()}
+        ),
         **judged(heard, {name: first for name in heard if name != first}),
     }
     is_safety = torch.tensor([row.is_safety for row in rows])
@@ -296,18 +298,19 @@ def _labels(safe: Iterable[bool | None]) -> Tensor:
     return torch.tensor([float("nan") if label is None else float(label) for label in safe])
 
 
-def sample_dialogues(
-    networks: dict[str, LanguageModel], rows: Sequence[PromptTask], speak: Speaker, count: int = 8
-) -> list[dict[str, Any]]:
-    """A few held-out prompts, spread over the file, with every model's answer at T = 0.7."""
-    some = list(rows[:: max(1, len(rows) // count)][:count])
-    spoken = {name: speak(model, some, 0.7) for name, model in networks.items()}
+def few(rows: Sequence[PromptTask], count: int = 8) -> list[PromptTask]:
+    """A few prompts, spread over the file."""
+    return list(rows[:: max(1, len(rows) // count)][:count])
+
+
+def sample_dialogues(rows: Sequence[PromptTask], spoken: dict[str, list[str]]) -> list[dict[str, Any]]:
+    """The few prompts with every model's answer; T = 0.7 for the report."""
     return [
         {
             "messages": [message._asdict() for message in row.dialog.messages],
             "answers": {name: answers[i] for name, answers in spoken.items()},
         }
-        for i, row in enumerate(some)
+        for i, row in enumerate(few(rows))
     ]
 
 

@@ -15,11 +15,13 @@ from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.files import write_json
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.collect import dialog_of
-from llama2_pl.rlhf.evaluate import best_of_n, prompts_that_fit, reward_models, sample_dialogues
+from llama2_pl.rlhf.evaluate import best_of_n, few, prompts_that_fit, reward_models, sample_dialogues
 from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.rlhf.reuse import link
 from llama2_pl.rlhf.scores import (
     Heard,
+    Judges,
+    PromptTask,
     Speaker,
     forgetting,
     gold_by_kind,
@@ -199,25 +201,44 @@ def compare_versions(
         safety_threshold: below this safety score an answer counts as unsafe.
         hardware: device and precision.
     """
-    networks = {name: hardware.load(path) for name, path in policies.items()}
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
     speak = Speaker(judges.tokenizer, max_new_tokens, seed)
-    first = next(iter(networks.values()))
+    first = hardware.load(next(iter(policies.values())))
+    parameters = first.config.num_parameters()
     asked = prompts_that_fit(prompts, limit, judges, first, max_new_tokens)
-    heard = {
-        name: listen(model, asked, judges, speak, answers_per_prompt) for name, model in networks.items()
-    }
+    del first
+    heard, said = _in_turn(policies, hardware, asked, judges, speak, answers_per_prompt)
     rivals = dict(zip(list(heard)[1:], heard, strict=False))  # the version before
-    results = {"about": about, "parameters": first.config.num_parameters(), **judged(heard, rivals)}
+    results = {"about": about, "parameters": parameters, **judged(heard, rivals)}
     kinds = gold_by_kind(asked, heard)
     results |= {"gold_by_kind": kinds} if kinds else {}
     results["versions"] = _version_rows(Path(run), heard, kinds)
     results |= reward_models(judges, helpful_pairs, safety_pairs)
-    results["samples"] = sample_dialogues(networks, asked, speak)
+    results["samples"] = sample_dialogues(asked, said)
     write_json(Path(out), results)
     for row in results["versions"]:
         parts = [f"{key} {row[key]['mean']:.3f}" for key in ("reward", "gold", "gap") if row[key]]
         print(f"{row['version']}: {', '.join(parts)}")
+
+
+def _in_turn(
+    policies: dict[str, str],
+    hardware: Hardware,
+    asked: Sequence[PromptTask],
+    judges: Judges,
+    speak: Speaker,
+    each: int,
+) -> tuple[dict[str, Heard], dict[str, list[str]]]:
+    """What each policy said, scored, and its answers for the report, with one of them in memory at a time.
+
+    Six of 7B beside two judges are about 110 GB in bf16.
+    """
+    heard, said = {}, {}
+    for name, path in policies.items():
+        model = hardware.load(path)
+        heard[name], said[name] = listen(model, asked, judges, speak, each), speak(model, few(asked), 0.7)
+        del model  # before the next one comes
+    return heard, said
 
 
 def checkpoints_in(path: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -21,8 +22,10 @@ from llama2_pl.report.build import build_report
 from llama2_pl.rlhf import collect
 from llama2_pl.rlhf.collect import collect_preferences
 from llama2_pl.rlhf.evaluate import evaluate, pairs_that_fit, prompts_that_fit, score_preferences
+from llama2_pl.rlhf.hardware import Hardware
 from llama2_pl.rlhf.pool import Entry, rescored
 from llama2_pl.rlhf.scores import Judges, dialogue_ids
+from llama2_pl.rlhf.versions import compare_versions
 from llama2_pl.text.chat import Dialog, encode_prompt
 from llama2_pl.text.tokenizer import Tokenizer
 
@@ -384,3 +387,24 @@ def test_prompts_that_a_judge_cannot_read_with_an_answer_are_left_out(run: Run, 
     path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in asked))
     kept = [len(prompts_that_fit([str(path)], None, judges_of(run, n), model, 8)) for n in (512, 64)]
     assert kept == [2, 1]
+
+
+def test_versions_are_compared_with_one_policy_in_memory_at_a_time(run: Run, tmp_path: Path) -> None:
+    loaded: list[weakref.ref] = []
+
+    class OneAtATime(Hardware):
+        def load(self, path: str, tokenizer: Tokenizer | None = None) -> LanguageModel:
+            assert [model() for model in loaded if model() is not None] == []
+            model = super().load(path, tokenizer)
+            loaded.append(weakref.ref(model))
+            return model
+
+    policies = {"v0": run.one, "v1": run.two, "v2": run.one}
+    out, prompts = tmp_path / "results.json", [str(run.data / "prompts/val.jsonl")]
+    how = {"limit": 4, "max_new_tokens": 4, "answers_per_prompt": 2, "hardware": OneAtATime("cpu")}
+    judges = (run.helpfulness, run.safety)
+    compare_versions(str(tmp_path), policies, run.tokenizer, prompts, *judges, str(out), **how)  # type: ignore[arg-type]
+    results = json.loads(out.read_text())
+    assert len(loaded) == 4  # the first one's size is asked before
+    assert results["judged"]["v0"] == results["judged"]["v2"] != results["judged"]["v1"]
+    assert all(set(sample["answers"]) == set(policies) for sample in results["samples"])
