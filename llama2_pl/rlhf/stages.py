@@ -2,13 +2,14 @@
 
 A finished stage leaves a manifest `<run>/manifests/<stage>.json` with the command, the hash of every input and output,
 the seconds of the last of its `attempts` (a killed one leaves none), and the tokens and energy that all of them
-counted. A second run skips each stage whose manifest still matches. One that no longer matches is made again (a
-recipe), or refused with the file that changed (`rlhf`).
+counted. A second run skips each stage whose manifest still matches. One that no longer matches is made again from its
+start (a recipe), or refused with the file that changed (`rlhf`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shlex
 import shutil
@@ -30,7 +31,8 @@ class Stage(NamedTuple):
         about: one line for the person who watches.
         command: arguments of `llama2-pl`, exactly as they can be typed.
         inputs: files or folders that the stage reads; a change of any runs it again.
-        outputs: files or folders that must exist afterwards.
+        outputs: files or folders that must exist afterwards, the checkpoint it would resume from among them: where the
+            stage is made again they are removed first.
         share: expected part of the whole recipe's time, any unit; only for the time left that is shown.
         derived: nothing depends on it and it is cheap, so it is made again without asking where others are refused.
     """
@@ -144,19 +146,34 @@ def is_done(run: Path, stage: Stage) -> bool:
     return manifest_path(run, stage).exists() and not changes(run, stage)
 
 
-def forget(run: Path, stages: Sequence[Stage], name: str) -> list[str]:
-    """Forget a stage and every later one that reads what it makes, outputs and all; their names.
+def clear(run: Path, stage: Stage) -> None:
+    """Remove what a stage left: its outputs, the curves of its metrics and doctor, last its manifest.
 
-    What lies beside an output under its name (a checkpoint's hash, the one before it) goes with it.
+    What lies beside an output under its name (a checkpoint's hash, the one before it) goes with it. The carbon ledger
+    stays: the energy was spent.
     """
+    made = [Path(name) for name in stage.outputs]
+    beside = [path for output in made for path in output.parent.glob(f"{output.name}.*")]
+    curves = [run / stage.name / name for name in ("metrics", "doctor.jsonl")]
+    for path in (*made, *beside, *curves, manifest_path(run, stage), started_path(run, stage)):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """A file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def forget(run: Path, stages: Sequence[Stage], name: str) -> list[str]:
+    """Clear a stage and every later one that reads what it makes; their names."""
     forgotten, gone = [], []
     for stage in stages[index_of(stages, name, "--redo") :]:
         if stage.name != name and not any(_overlap(i, path) for i in stage.inputs for path in gone):
             continue
-        beside = [path for made in map(Path, stage.outputs) for path in made.parent.glob(f"{made.name}.*")]
-        made = [Path(name) for name in stage.outputs]
-        for path in (manifest_path(run, stage), started_path(run, stage), *made, *beside):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        clear(run, stage)
         gone += stage.outputs
         forgotten.append(stage.name)
     return forgotten
@@ -219,10 +236,11 @@ def run_stages(
         run: the run's folder; manifests go below it.
         execute: runs one command's arguments, `llama2_pl.cli.main` in use.
         say: where progress lines go.
-        refuse: raise where a stage was done, or begun, with something else; False: make it again.
+        refuse: raise where a stage was done, or begun, with something else; False: clear it and make it again.
         take_over: is asked before a stage is run, and may put what another run made in its place.
     """
     run = Path(run)
+    _refuse_wide_outputs(run, stages)
     try:
         held = lock(run.with_name(f".{run.name}.lock"))
     except Busy as holder:
@@ -234,6 +252,17 @@ def run_stages(
     finally:
         if held is not None:
             held.release()
+
+
+def _refuse_wide_outputs(run: Path, stages: Sequence[Stage]) -> None:
+    """Outputs are removed where their stage is made again: none may hold what the stage reads, or the manifests."""
+    for stage in stages:
+        for path, kept in itertools.product(stage.outputs, (*stage.inputs, str(run / "manifests"))):
+            if Path(kept).is_relative_to(path):
+                raise ValueError(
+                    f"stage {stage.name}: its output {path} holds {kept}, which it does not make; name the files or "
+                    "folders that it makes"
+                )
 
 
 def _run_all(
@@ -254,8 +283,9 @@ def _run_all(
             seconds[stage.name] = 0.0
             left -= stage.share
             continue
-        if refuse and not stage.derived:
-            _refuse_changes(run, stage)
+        if found := changes(run, stage):
+            _settle(run, stage, found, refuse)
+            say(f"{title}: {'; '.join(found)}; made again from its start")
         eta = f" · about {_minutes(left * pace)} left" if pace else ""
         say(f"{title}: {stage.about}{eta}\n    $ {stage.shell}")
         seconds[stage.name] = run_stage(run, stage, execute)
@@ -266,8 +296,11 @@ def _run_all(
     return seconds
 
 
-def _refuse_changes(run: Path, stage: Stage) -> None:
-    if found := changes(run, stage):
+def _settle(run: Path, stage: Stage, found: list[str], refuse: bool) -> None:
+    """What no longer matches is refused, or cleared: resumed, its old checkpoint would pass for the new one."""
+    if not refuse:
+        clear(run, stage)
+    elif not stage.derived:
         raise ValueError(
             f"stage {stage.name} in {run} no longer matches: {'; '.join(found)}. Put it back, or make the stage and "
             f"all that depends on it again with --redo {stage.name}, or give a fresh --out folder"

@@ -18,7 +18,7 @@ AGAIN = {
     "about": "another world",
     "command": "data default --out '$RUN/with space' --scale 0.02 --seed 1",
     "inputs": ["$RUN/data", "$CONFIGS/note.yaml"],
-    "outputs": ["$RUN/with space/sft/train.jsonl"],
+    "outputs": ["$RUN/with space"],
     "share": 3,
 }
 

@@ -58,6 +58,57 @@ def test_a_changed_command_or_input_or_output_runs_the_stage_again(tmp_path):
     assert edited.ran == ["a"]  # its output changed; made again it is what b read, so b stands
 
 
+def trainer(tmp_path, steps=3):
+    """Trains as `fit --ckpt_path last`: a checkpoint that is there is gone on from, and each attempt logs its steps."""
+
+    def execute(args):
+        last, metrics = tmp_path / "fit/last.ckpt", tmp_path / "fit/metrics"
+        old = json.loads(last.read_text()) if last.exists() else {"lr": args[1], "steps": 0}
+        metrics.mkdir(parents=True, exist_ok=True)
+        (metrics / f"{len(list(metrics.iterdir()))}.csv").write_text(args[1])
+        last.write_text(json.dumps({**old, "steps": steps}))
+        (tmp_path / "fit/last.ckpt.sha256").write_text("hash")
+        (tmp_path / "fit/carbon.json").write_text(json.dumps({"stages": {}}))
+        if steps < 3:
+            raise KeyboardInterrupt
+
+    return execute
+
+
+def fit(tmp_path, lr):
+    return [Stage("fit", "train", ("fit", lr), (), (str(tmp_path / "fit/last.ckpt"),))]
+
+
+def test_a_changed_stage_of_a_recipe_is_made_again_from_its_start_and_says_so(tmp_path):
+    """Resumed, the finished checkpoint would train no step and pass for one of the new settings."""
+    said = []
+    run_stages(tmp_path, fit(tmp_path, "lr=1"), trainer(tmp_path), quiet)
+    (tmp_path / "fit/doctor.jsonl").write_text("{}")
+    run_stages(tmp_path, fit(tmp_path, "lr=2"), trainer(tmp_path), said.append)
+    assert json.loads((tmp_path / "fit/last.ckpt").read_text()) == {"lr": "lr=2", "steps": 3}
+    assert [path.read_text() for path in (tmp_path / "fit/metrics").iterdir()] == ["lr=2"]
+    assert not (tmp_path / "fit/doctor.jsonl").exists() and (tmp_path / "fit/carbon.json").exists()
+    assert said[0] == "[1/1] fit: its command had lr=1 and now has lr=2; made again from its start"
+
+
+def test_a_begun_stage_of_a_recipe_goes_on_unless_it_changed(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(tmp_path, fit(tmp_path, "lr=1"), trainer(tmp_path, steps=1), quiet)
+    run_stages(tmp_path, fit(tmp_path, "lr=1"), trainer(tmp_path), quiet)
+    assert len(list((tmp_path / "fit/metrics").iterdir())) == 2
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(tmp_path, fit(tmp_path, "lr=2"), trainer(tmp_path, steps=1), quiet)
+    run_stages(tmp_path, fit(tmp_path, "lr=3"), trainer(tmp_path), quiet)
+    assert json.loads((tmp_path / "fit/last.ckpt").read_text())["lr"] == "lr=3"
+
+
+@pytest.mark.parametrize(("output", "kept"), [("run", "run/manifests"), ("data", "data/in.txt")])
+def test_an_output_that_holds_what_its_stage_reads_or_the_manifests_is_refused(tmp_path, output, kept):
+    stage = Stage("a", "first", ("a",), (str(tmp_path / "data/in.txt"),), (str(tmp_path / output),))
+    with pytest.raises(ValueError, match=rf"stage a: its output {tmp_path / output} holds {tmp_path / kept}"):
+        run_stages(tmp_path / "run", [stage], Executor(tmp_path), quiet)
+
+
 def test_a_stage_without_its_output_is_an_error_that_names_the_file(tmp_path):
     stages = [Stage("a", "first", ("a",), (), (str(tmp_path / "never.txt"),))]
     with pytest.raises(ValueError, match=r"stage a ended without writing .*never\.txt"):
@@ -129,14 +180,17 @@ def test_a_derived_stage_is_made_again_where_others_are_refused(tmp_path):
     assert ran == ["a", "b", "c", "c"]
 
 
-def test_a_stage_made_again_takes_what_depends_on_it_along_and_nothing_else(tmp_path):
+def test_a_stage_made_again_takes_its_curves_and_what_depends_on_it_along_and_nothing_else(tmp_path):
     stages, ran = folder_recipe(tmp_path), []
     run_stages(tmp_path, stages, make(tmp_path, ran), quiet)
     (tmp_path / "b.txt.previous").write_text("older")
     (tmp_path / "by_hand.txt").write_text("mine")
+    (tmp_path / "b/metrics").mkdir(parents=True)
+    for name in ("metrics/metrics.csv", "doctor.jsonl", "carbon.json"):
+        (tmp_path / "b" / name).write_text('{"stages": {}}')
     assert forget(tmp_path, stages, "a") == ["a", "b"]
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["by_hand.txt", "c.txt", "manifests"]
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["b/carbon.json", "by_hand.txt", "c.txt", "manifests/c.json"]
     run_stages(tmp_path, stages, make(tmp_path, ran), quiet, refuse=True)
     assert ran == ["a", "b", "c", "a", "b"]
     with pytest.raises(ValueError, match=r"--redo d: no such stage; the recipe has a, b, c"):
