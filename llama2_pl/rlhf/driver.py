@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llama2_pl.rlhf.plan import fine_tune_init, plan
-from llama2_pl.rlhf.recipe import configs_folder, execute, fill_configs, recipe
+from llama2_pl.rlhf.recipe import configs_folder, execute, filled_configs, recipe, write_texts
 from llama2_pl.rlhf.reuse import take_over
 from llama2_pl.rlhf.settings import TRAINED, Every, Files, Loop, Ratings, Sampling, Start
-from llama2_pl.rlhf.stages import Stage, forget, index_of, run_stages
+from llama2_pl.rlhf.stages import Stage, forget, holding, index_of, run_stages, up_to
 
 
 def rlhf(
@@ -62,27 +62,30 @@ def rlhf(
         redo: name of a stage to make again, with all that depends on it.
         share: folders of other runs; what one of them made with the same command and inputs is linked from there.
     """
-    folder = None if start is None else prepare(start)
+    folder = None if start is None else start.folder
     over = None if teacher is None else Path(teacher)
     parts = (Path(out), filled(files, folder), configs, options or {}, ratings, sampling, every)
     loop = Loop(*parts, versions, ppo_from, fine_tune_from, over, answers_per_prompt, seed)
     check(loop)
-    stages = plan(loop)
+    everything = plan(loop)
+    stages = up_to(everything, until)
     if redo is not None:
-        print(f"made again: {', '.join(forget(loop.out, stages, redo))}")
-    if until is not None:
-        stages = stages[: index_of(stages, until, "--until") + 1]
-    write_configs(loop)
-    stages = without_ratings_to_come(loop, stages)
-    take = partial(take_over, loop.out, others=[Path(other) for other in share or []])
-    run_stages(loop.out, stages, execute, refuse=True, take_over=take)
+        index_of(everything, redo, "--redo")  # a name that is none is told before anything is done
+    if start is not None:
+        prepare(start)
+    with holding(loop.out):
+        write_configs(loop)
+        if redo is not None:
+            print(f"made again: {', '.join(forget(loop.out, everything, redo))}")
+        stages = without_ratings_to_come(loop, stages)
+        take = partial(take_over, loop.out, others=[Path(other) for other in share or []])
+        run_stages(loop.out, stages, execute, refuse=True, take_over=take)
 
 
-def prepare(start: Start) -> str:
-    """Run the recipe that makes the folder, if there is one; the folder."""
+def prepare(start: Start) -> None:
+    """Run the recipe that makes the folder, if there is one."""
     if start.recipe is not None:
         recipe(start.recipe, start.folder, until=start.until)
-    return start.folder
 
 
 def filled(files: Files, start: str | None) -> Files:
@@ -115,21 +118,26 @@ def check(loop: Loop) -> None:
         raise ValueError(
             f"configs or options: no stage {min(unknown)!r}; the stages are {', '.join(TRAINED)}"
         )
+    root = configs_folder("rlhf").parent
+    if absent := [entry for entry in packaged(loop) if not (root / entry).is_file()]:
+        raise ValueError(f"configs: {absent[0]} is no file, and there is no packaged {root / absent[0]}")
+
+
+def packaged(loop: Loop) -> set[str]:
+    """The configs in use that are no files of the user."""
+    return {entry for entries in loop.configs.values() for entry in entries if not Path(entry).exists()}
 
 
 def write_configs(loop: Loop) -> None:
     """Copy the packaged configs in use into the run, and write the paths of each version."""
     root = configs_folder("rlhf").parent
-    for entry in {
-        entry for entries in loop.configs.values() for entry in entries if not Path(entry).exists()
-    }:
-        if not (root / entry).is_file():
-            raise ValueError(f"configs: {entry} is no file, and there is no packaged {root / entry}")
+    for entry in packaged(loop):
         _copy(root / entry, loop.out / "configs" / entry)
     for path in (root / "backbone").glob("*.yaml"):  # which size/*.yaml name
         _copy(path, loop.out / "configs/backbone" / path.name)
     for version in range(1, loop.versions + 1):
-        fill_configs(root / "rlhf/stages", Path(loop.at(version, "configs")), variables(loop, version))
+        texts = filled_configs(root / "rlhf/stages", variables(loop, version))
+        write_texts(texts, Path(loop.at(version, "configs")))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -8,7 +8,6 @@ written to `<run>/configs`: the run keeps what made it, and every command can be
 from __future__ import annotations
 
 import shlex
-import shutil
 import sysconfig
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from string import Template
 
 import yaml
 
-from llama2_pl.rlhf.stages import Stage, index_of, run_stages
+from llama2_pl.rlhf.stages import Stage, holding, refuse_wide_outputs, remove, run_stages, up_to
 
 KEYS = {"name", "about", "command", "inputs", "outputs", "share"}
 
@@ -63,11 +62,16 @@ def _fill(path: Path, variables: dict[str, str]) -> str:
         raise ValueError(f"{path}: ${error.args[0]} is not set; it needs --{error.args[0].lower()}") from None
 
 
-def fill_configs(source: Path, target: Path, variables: dict[str, str]) -> None:
-    """Write each YAML of a recipe's folder with its variables filled in; unchanged files keep their time."""
+def filled_configs(source: Path, variables: dict[str, str]) -> dict[str, str]:
+    """The text of each YAML of a recipe's folder, by its name, with its variables filled in."""
+    return {path.name: _fill(path, variables) for path in sorted(source.glob("*.yaml"))}
+
+
+def write_texts(texts: dict[str, str], target: Path) -> None:
+    """Write filled-in configs; unchanged files keep their time."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.glob("*.yaml")):
-        text, out = _fill(path, variables), target / path.name
+    for name, text in texts.items():
+        out = target / name
         if not out.exists() or out.read_text(encoding="utf-8") != text:
             out.write_text(text, encoding="utf-8")
 
@@ -96,29 +100,40 @@ def recipe(
         data: folder that $DATA stands for.
         extra: options added to every `fit` and `predict` command, for example --trainer.max_steps=4.
         until: name of the last stage to run.
-        fresh: remove the run's folder first.
+        fresh: remove all that is in the run's folder first.
         seed: what $SEED stands for.
     """
-    path = (
-        Path(recipe) if Path(recipe).suffix in {".yaml", ".yml"} else configs_folder(recipe) / "recipe.yaml"
-    )
+    path, run = recipe_file(recipe), Path(out)
+    variables = variables_of(run, data, seed)
+    stages = up_to(_with_extra(read_recipe(path, variables), extra or []), until)
+    refuse_wide_outputs(run, stages)
+    configs = filled_configs(path.parent, variables)
+    started = time.monotonic()
+    with holding(run):
+        if fresh and run.exists():
+            for left in run.iterdir():  # and not the folder: it may be the working directory, or a link
+                remove(left)
+        write_texts(configs, run / "configs")
+        run_stages(run, stages, execute)
+    print(f"all {len(stages)} stages stand in {run} ({(time.monotonic() - started) / 60:.1f} min this time)")
+
+
+def recipe_file(recipe: str) -> Path:
+    """The YAML file of a recipe that is given by its path or its name."""
+    named = Path(recipe).suffix not in {".yaml", ".yml"}
+    path = configs_folder(recipe) / "recipe.yaml" if named else Path(recipe)
     if not path.exists():
         raise ValueError(
             f"{recipe}: no such recipe; give a YAML file or the name of a packaged recipe: demo, real, gatt, study"
         )
-    run = Path(out)
-    if fresh and run.exists():
-        shutil.rmtree(run)
-    variables = {"RUN": str(run), "CONFIGS": str(run / "configs"), "STDLIB": sysconfig.get_paths()["stdlib"]}
-    variables["SEED"] = str(seed)
-    variables |= {"DATA": data} if data else {}
-    fill_configs(path.parent, run / "configs", variables)
-    stages = _with_extra(read_recipe(path, variables), extra or [])
-    if until is not None:
-        stages = stages[: index_of(stages, until, "--until") + 1]
-    started = time.monotonic()
-    run_stages(run, stages, execute)
-    print(f"all {len(stages)} stages stand in {run} ({(time.monotonic() - started) / 60:.1f} min this time)")
+    return path
+
+
+def variables_of(run: Path, data: str | None = None, seed: int = 1) -> dict[str, str]:
+    """What the $NAMES of a recipe and its configs stand for."""
+    stdlib = sysconfig.get_paths()["stdlib"]
+    known = {"RUN": str(run), "CONFIGS": str(run / "configs"), "STDLIB": stdlib, "SEED": str(seed)}
+    return known | ({"DATA": data} if data else {})
 
 
 def _with_extra(stages: list[Stage], extra: list[str]) -> list[Stage]:

@@ -14,7 +14,8 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -222,6 +223,28 @@ def _attempts(started: Path) -> int:
     return json.loads(started.read_text(encoding="utf-8")).get("attempts", 1) if started.exists() else 0
 
 
+def up_to(stages: Sequence[Stage], until: str | None) -> list[Stage]:
+    """The stages until the named one, that one included; None: all."""
+    return list(stages) if until is None else list(stages[: index_of(stages, until, "--until") + 1])
+
+
+@contextmanager
+def holding(run: Path) -> Iterator[None]:
+    """Whatever removes, writes or runs anything in a run's folder does so inside; ValueError where it is held."""
+    folder = run.resolve()  # "." has no name
+    try:
+        held = lock(folder.with_name(f".{folder.name}.lock"))
+    except Busy as holder:
+        raise ValueError(
+            f"{run}: {holder} runs its stages; wait for it, stop it, or give another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.release()
+
+
 def run_stages(
     run: str | Path,
     stages: Sequence[Stage],
@@ -230,7 +253,7 @@ def run_stages(
     refuse: bool = False,
     take_over: Callable[[Stage], object] | None = None,
 ) -> dict[str, float]:
-    """Run the stages in order, skipping what is done; seconds by stage (0 for a skipped one).
+    """Run the stages in order, skipping what is done; seconds by stage (0 for a skipped one). Call it inside `holding`.
 
     Args:
         run: the run's folder; manifests go below it.
@@ -240,39 +263,6 @@ def run_stages(
         take_over: is asked before a stage is run, and may put what another run made in its place.
     """
     run = Path(run)
-    _refuse_wide_outputs(run, stages)
-    try:
-        held = lock(run.with_name(f".{run.name}.lock"))
-    except Busy as holder:
-        raise ValueError(
-            f"{run}: {holder} runs its stages; wait for it, stop it, or give another folder"
-        ) from None
-    try:
-        return _run_all(run, stages, execute, say, refuse, take_over)
-    finally:
-        if held is not None:
-            held.release()
-
-
-def _refuse_wide_outputs(run: Path, stages: Sequence[Stage]) -> None:
-    """Outputs are removed where their stage is made again: none may hold what the stage reads, or the manifests."""
-    for stage in stages:
-        for path, kept in itertools.product(stage.outputs, (*stage.inputs, str(run / "manifests"))):
-            if Path(kept).is_relative_to(path):
-                raise ValueError(
-                    f"stage {stage.name}: its output {path} holds {kept}, which it does not make; name the files or "
-                    "folders that it makes"
-                )
-
-
-def _run_all(
-    run: Path,
-    stages: Sequence[Stage],
-    execute: Callable[[list[str]], None],
-    say: Callable[[str], None],
-    refuse: bool,
-    take_over: Callable[[Stage], object] | None,
-) -> dict[str, float]:
     seconds, pace = {}, None
     left = sum(stage.share for stage in stages)
     for number, stage in enumerate(stages, 1):
@@ -294,6 +284,17 @@ def _run_all(
         pace = sum(seconds[s.name] for s in ran) / max(sum(s.share for s in ran), 1e-9)
         say(f"    {stage.name} took {seconds[stage.name]:.0f} s")
     return seconds
+
+
+def refuse_wide_outputs(run: Path, stages: Sequence[Stage]) -> None:
+    """Outputs are removed where their stage is made again: none may hold what the stage reads, or the manifests."""
+    for stage in stages:
+        for path, kept in itertools.product(stage.outputs, (*stage.inputs, str(run / "manifests"))):
+            if Path(kept).is_relative_to(path):
+                raise ValueError(
+                    f"stage {stage.name}: its output {path} holds {kept}, which it does not make; name the files or "
+                    "folders that it makes"
+                )
 
 
 def _settle(run: Path, stage: Stage, found: list[str], refuse: bool) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 
 from llama2_pl.commands.run_lock import RunLock, folders_of
 from llama2_pl.files import Busy, lock
-from llama2_pl.rlhf.stages import Stage, run_stages
+from llama2_pl.rlhf.recipe import recipe
 
 HOLD = """
 import os, sys, time
@@ -62,10 +62,15 @@ def test_a_second_run_is_refused_by_name_until_the_first_is_killed(tmp_path, hol
     assert not (tmp_path / ".run.lock").exists()
 
 
-def test_a_recipe_is_refused_too(tmp_path, holder):
-    stage = Stage("a", "first", ("a",), (), (str(tmp_path / "run/a"),))
+def test_a_recipe_is_refused_too_and_with_fresh_removes_nothing(tmp_path, holder):
+    path, made = tmp_path / "mine/recipe.yaml", tmp_path / "run/last.ckpt"
+    path.parent.mkdir()
+    path.write_text("stages: [{name: a, command: a, outputs: [$RUN/a]}]")
+    made.parent.mkdir(exist_ok=True)
+    made.write_text("of the running process")
     with pytest.raises(ValueError, match=rf"run: process {holder.pid} on .* runs its stages"):
-        run_stages(tmp_path / "run", [stage], lambda _: None, lambda _: None)
+        recipe(str(path), str(tmp_path / "run"), fresh=True)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["last.ckpt"]
 
 
 def test_a_run_that_fails_leaves_no_lock(tmp_path):

@@ -24,7 +24,7 @@ from llama2_pl.modules import RejectionSamplingModule, RewardModule
 from llama2_pl.rlhf import driver
 from llama2_pl.rlhf.evaluate import reward_models
 from llama2_pl.rlhf.scores import Judges, load_judges
-from llama2_pl.rlhf.stages import fingerprint
+from llama2_pl.rlhf.stages import fingerprint, holding
 from llama2_pl.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.timeout(180)  # whichever test comes first runs the loop
@@ -325,6 +325,37 @@ def test_other_options_are_refused_with_the_stage_to_redo(
         ValueError, match=rf"stage {stage} .*{message}.*--redo {stage}, or give a fresh --out"
     ):
         rlhf(done, config_of(start), *words)
+
+
+def state(run: Path) -> dict[str, str]:
+    return {str(path): fingerprint(path) for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_another_process_holds_is_left_as_it_is(done: Path, start: Path) -> None:
+    """A held lock is busy for this process, too."""
+    before = state(done / "run")
+    with holding(done / "run"):
+        for words in (("--every.save=7",), ("--redo=v1/pool",)):
+            with pytest.raises(ValueError, match=r"run: process \d+ on .* runs its stages"):
+                rlhf(done, config_of(start), *words)
+    assert state(done / "run") == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--redo=v1/pol",), r"--redo v1/pol: no such stage"),
+        (("--redo=v1/pool", "--until=v1/pol"), r"--until v1/pol: no such stage"),
+        (("--redo=v1/pool", '--configs.ppo=["stage/pp.yaml"]'), r"configs: stage/pp\.yaml is no file"),
+    ],
+)
+def test_a_mistake_beside_redo_is_told_before_anything_is_forgotten(
+    done: Path, start: Path, words: tuple[str, ...], message: str
+) -> None:
+    before = state(done / "run")
+    with pytest.raises(ValueError, match=message):
+        rlhf(done, config_of(start), *words)
+    assert state(done / "run") == before
 
 
 def test_a_file_changed_by_hand_is_named_and_can_be_put_back(done: Path, start: Path) -> None:

@@ -83,6 +83,27 @@ def test_fresh_removes_what_an_earlier_run_left(tmp_path: Path) -> None:
     assert not (run / "old.txt").exists() and (run / "data").exists()
 
 
+def test_fresh_removes_nothing_where_the_recipe_has_a_mistake(tmp_path: Path) -> None:
+    path, run = recipe_file(tmp_path / "mine", DATA), tmp_path / "run"
+    run.mkdir()
+    (run / "old.txt").write_text("old")
+    with pytest.raises(ValueError, match=r"--until typo: no such stage"):
+        recipe(path, str(run), fresh=True, until="typo")
+    (tmp_path / "mine/note.yaml").write_text("$DATA")
+    with pytest.raises(ValueError, match=r"note\.yaml: \$DATA is not set"):
+        recipe(path, str(run), fresh=True)
+    assert [left.name for left in run.iterdir()] == ["old.txt"]
+
+
+def test_the_working_directory_can_be_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, run = recipe_file(tmp_path / "mine", DATA), tmp_path / "run"
+    run.mkdir()
+    monkeypatch.chdir(run)
+    (run / "old.txt").write_text("old")
+    recipe(path, ".", fresh=True)
+    assert (run / "data").exists() and not (run / "old.txt").exists()
+
+
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
@@ -90,6 +111,7 @@ def test_fresh_removes_what_an_earlier_run_left(tmp_path: Path) -> None:
         ([{"name": "data", "outputs": []}], r"recipe\.yaml: stage 1: missing key 'command'"),
         ([], r"recipe\.yaml: no 'stages'"),
         ([{**DATA, "inputs": ["$DATA/pairs.jsonl"]}], r"recipe\.yaml: \$DATA is not set; it needs --data"),
+        ([{**DATA, "outputs": ["$RUN"]}], r"stage data: its output \S+run holds \S+manifests"),
     ],
 )
 def test_a_mistake_in_the_recipe_is_told_before_anything_runs(

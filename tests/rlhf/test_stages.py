@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llama2_pl.rlhf.stages import Stage, fingerprint, forget, run_stages
+from llama2_pl.rlhf.stages import Stage, fingerprint, forget, refuse_wide_outputs, run_stages
 
 
 def recipe(tmp_path, command_b="b"):
@@ -106,7 +106,7 @@ def test_a_begun_stage_of_a_recipe_goes_on_unless_it_changed(tmp_path):
 def test_an_output_that_holds_what_its_stage_reads_or_the_manifests_is_refused(tmp_path, output, kept):
     stage = Stage("a", "first", ("a",), (str(tmp_path / "data/in.txt"),), (str(tmp_path / output),))
     with pytest.raises(ValueError, match=rf"stage a: its output {tmp_path / output} holds {tmp_path / kept}"):
-        run_stages(tmp_path / "run", [stage], Executor(tmp_path), quiet)
+        refuse_wide_outputs(tmp_path / "run", [stage])
 
 
 def test_a_stage_without_its_output_is_an_error_that_names_the_file(tmp_path):
