@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llama2_pl.rlhf.plan import fine_tune_init, plan
-from llama2_pl.rlhf.recipe import configs_folder, execute, filled_configs, recipe, write_texts
+from llama2_pl.rlhf.recipe import configs_folder, execute, filled_configs, is_made, recipe, write_texts
 from llama2_pl.rlhf.reuse import take_over
 from llama2_pl.rlhf.settings import TRAINED, Every, Files, Loop, Ratings, Sampling, Start
 from llama2_pl.rlhf.stages import Stage, forget, holding, index_of, run_stages, up_to
@@ -83,8 +83,11 @@ def rlhf(
 
 
 def prepare(start: Start) -> None:
-    """Run the recipe that makes the folder, if there is one."""
-    if start.recipe is not None:
+    """Run the recipe that makes the folder, where not all of its stages are finished there.
+
+    A finished one is used as it is, whatever the recipe would make today: it may be the start of other runs.
+    """
+    if start.recipe is not None and not is_made(start.recipe, start.folder, start.until):
         recipe(start.recipe, start.folder, until=start.until)
 
 

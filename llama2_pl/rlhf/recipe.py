@@ -15,7 +15,15 @@ from string import Template
 
 import yaml
 
-from llama2_pl.rlhf.stages import Stage, holding, refuse_wide_outputs, remove, run_stages, up_to
+from llama2_pl.rlhf.stages import (
+    Stage,
+    holding,
+    manifest_path,
+    refuse_wide_outputs,
+    remove,
+    run_stages,
+    up_to,
+)
 
 KEYS = {"name", "about", "command", "inputs", "outputs", "share"}
 
@@ -116,6 +124,13 @@ def recipe(
         write_texts(configs, run / "configs")
         run_stages(run, stages, execute)
     print(f"all {len(stages)} stages stand in {run} ({(time.monotonic() - started) / 60:.1f} min this time)")
+
+
+def is_made(recipe: str, out: str, until: str | None = None) -> bool:
+    """Whether every stage was finished in a run's folder, with whatever command and inputs."""
+    run = Path(out)
+    stages = up_to(read_recipe(recipe_file(recipe), variables_of(run)), until)
+    return all(manifest_path(run, stage).exists() for stage in stages)
 
 
 def recipe_file(recipe: str) -> Path:

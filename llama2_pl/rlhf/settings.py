@@ -95,11 +95,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Start:
-    """A folder to start from, and the recipe that makes it where it is not there yet.
+    """A folder to start from, and the recipe that makes it where it is not there, or not finished, yet.
 
     Args:
         folder: what $START stands for.
-        recipe: see `llama2-pl recipe`; None: the folder is there.
+        recipe: see `llama2-pl recipe`; a finished folder is used as it is. None: the folder is there.
         until: the recipe's last stage.
     """
 

@@ -24,6 +24,7 @@ from llama2_pl.modules import RejectionSamplingModule, RewardModule
 from llama2_pl.rlhf import driver
 from llama2_pl.rlhf.evaluate import reward_models
 from llama2_pl.rlhf.scores import Judges, load_judges
+from llama2_pl.rlhf.settings import Start
 from llama2_pl.rlhf.stages import fingerprint, holding
 from llama2_pl.text.tokenizer import Tokenizer
 
@@ -356,6 +357,29 @@ def test_a_mistake_beside_redo_is_told_before_anything_is_forgotten(
     with pytest.raises(ValueError, match=message):
         rlhf(done, config_of(start), *words)
     assert state(done / "run") == before
+
+
+def test_a_start_is_made_where_it_is_not_finished_and_is_used_as_it_is_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, file = [], tmp_path / "recipe.yaml"
+
+    def execute(args: list[str]) -> None:
+        ran.append(args)
+        (tmp_path / "start" / args[0]).touch()
+
+    def write_recipe(rate: int) -> Start:
+        rows = [
+            {"name": name, "command": f"{name} --lr {rate}", "outputs": [f"$RUN/{name}"]} for name in "abc"
+        ]
+        file.write_text(yaml.safe_dump({"stages": rows}))
+        return Start(str(tmp_path / "start"), str(file), "b")
+
+    monkeypatch.setattr("llama2_pl.cli.main", execute)
+    driver.prepare(replace(write_recipe(1), until="a"))
+    driver.prepare(write_recipe(1))
+    driver.prepare(write_recipe(2))
+    assert ran == [["a", "--lr", "1"], ["b", "--lr", "1"]]
 
 
 def test_a_file_changed_by_hand_is_named_and_can_be_put_back(done: Path, start: Path) -> None:
