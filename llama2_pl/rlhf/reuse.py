@@ -7,33 +7,32 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from llama2_pl.files import write_json
-from llama2_pl.rlhf.stages import Stage, fingerprint, manifest_path, record_of, started_path
+from llama2_pl.rlhf.stages import Stage, fingerprint, is_done, manifest_path, record_of, started_path
 
 
 def take_over(run: Path, stage: Stage, others: Sequence[Path]) -> Path | None:
     """Link a stage's outputs from the first other run that made just this, and write its manifest; that run, or None.
 
-    The same: the same command and the same bytes of every input, where the run's own folder stands for the other's
-    (its name is in the commands and in the configs of each version). A stage that was begun here goes on instead.
+    The same: version, command and the bytes of every input, where the run's own folder stands for the other's (its name
+    is in the commands and in the configs of each version). Nothing of the other may have changed since its manifest was
+    written. A stage that was begun here goes on instead.
     """
     if manifest_path(run, stage).exists() or started_path(run, stage).exists():
         return None
     for other in others:
-        theirs = manifest_path(other, stage)
-        if other == run or not theirs.exists():
+        twin = _twin(stage, run, other)
+        if other == run or not is_done(other, twin) or not _same_inputs(run, stage, other, twin):
             continue
-        here = json.loads(moved(theirs.read_text(encoding="utf-8"), other, run))
-        if here["command"] == list(stage.command) and _same_inputs(stage, here, run, other):
-            for path in stage.outputs:
-                _link_all(moved(path, run, other), path)
-            _copy_curves(other / stage.name, run / stage.name)
-            now = record_of(stage, inputs=stage.inputs, outputs=stage.outputs)
-            made = {"made_in": str(other), "energy": None}  # spent, and counted, there
-            write_json(manifest_path(run, stage), {**here, **now, **made})
-            return other
+        for theirs, ours in zip(twin.outputs, stage.outputs, strict=True):
+            _link_all(theirs, ours)
+        _copy_curves(other / stage.name, run / stage.name)
+        made = json.loads(manifest_path(other, twin).read_text(encoding="utf-8"))
+        now = record_of(stage, inputs=stage.inputs, outputs=stage.outputs)
+        spent = {"made_in": str(other), "energy": None}  # spent, and counted, there
+        write_json(manifest_path(run, stage), {**made, **now, **spent})
+        return other
     return None
 
 
@@ -42,19 +41,27 @@ def moved(text: str, run: Path, to: Path) -> str:
     return text.replace(f"{run}/", f"{to}/")
 
 
-def _same_inputs(stage: Stage, theirs: dict[str, Any], run: Path, other: Path) -> bool:
-    return set(theirs["inputs"]) == set(stage.inputs) and all(
-        fingerprint(path) == theirs["inputs"][path] or _same_config(Path(path), run, other)
-        for path in stage.inputs
+def _twin(stage: Stage, run: Path, other: Path) -> Stage:
+    """The stage as the other run would have it."""
+    words = {
+        key: tuple(moved(word, run, other) for word in getattr(stage, key))
+        for key in ("command", "inputs", "outputs")
+    }
+    return stage._replace(**words)
+
+
+def _same_inputs(run: Path, stage: Stage, other: Path, twin: Stage) -> bool:
+    return all(
+        fingerprint(ours) == fingerprint(theirs) or _same_config(run, Path(ours), other, Path(theirs))
+        for ours, theirs in zip(stage.inputs, twin.inputs, strict=True)
     )
 
 
-def _same_config(path: Path, run: Path, other: Path) -> bool:
+def _same_config(run: Path, ours: Path, other: Path, theirs: Path) -> bool:
     """The version's own configs hold the run's paths."""
-    twin = Path(moved(str(path), run, other))
-    if path.suffix != ".yaml" or twin == path or not (path.is_file() and twin.is_file()):
+    if not (ours.suffix == ".yaml" and ours.is_file() and theirs.is_file()):
         return False
-    return moved(twin.read_text(encoding="utf-8"), other, run) == path.read_text(encoding="utf-8")
+    return moved(theirs.read_text(encoding="utf-8"), other, run) == ours.read_text(encoding="utf-8")
 
 
 def _link_all(source: str, target: str) -> None:
