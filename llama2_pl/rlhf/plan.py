@@ -289,11 +289,10 @@ def compare_stage(loop: Loop) -> Stage:
 
 
 def report_stage(loop: Loop) -> Stage:
-    page = str(loop.out / "report.html")
-    inputs = (str(loop.out / "results.json"),)
-    return Stage(
-        "report", "draw the figures", tool("report", run=str(loop.out)), inputs, (page,), 3, derived=True
-    )
+    """Drawn anew each time: it reads every stage's curves, judges, ledgers and manifests."""
+    out = str(loop.out)
+    made = (str(loop.out / "results.json"),), (str(loop.out / "report.html"),)
+    return Stage("report", "draw the figures", tool("report", run=out), *made, 3, derived=True, always=True)
 
 
 def config_file(loop: Loop, entry: str) -> str:

@@ -36,6 +36,7 @@ class Stage(NamedTuple):
             stage is made again they are removed first.
         share: expected part of the whole recipe's time, any unit; only for the time left that is shown.
         derived: nothing depends on it and it is cheap, so it is made again without asking where others are refused.
+        always: it is never skipped: it takes seconds and reads the whole run, or its command itself skips what is done.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Stage(NamedTuple):
     outputs: tuple[str, ...]
     share: float = 1.0
     derived: bool = False
+    always: bool = False
 
     @property
     def shell(self) -> str:
@@ -268,7 +270,7 @@ def run_stages(
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.name}"
         taken = take_over(stage) if take_over else None
-        if is_done(run, stage):
+        if is_done(run, stage) and not stage.always:
             say(f"{title}: {f'taken over from {taken}' if taken else 'done before, skipped'}")
             seconds[stage.name] = 0.0
             left -= stage.share

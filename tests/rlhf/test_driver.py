@@ -191,12 +191,14 @@ def test_manifests_hold_the_tokens_and_the_energy_that_a_stage_counted(done: Pat
     assert manifest(run, "v2/pool")["tokens"] is None  # not counted, and so not 0
 
 
-def test_a_second_run_does_nothing(
+def test_a_second_run_draws_the_report_and_does_nothing_else(
     done: Path, start: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(driver, "execute", lambda args: pytest.fail(f"ran {args}"))
+    ran: list[list[str]] = []
+    monkeypatch.setattr(driver, "execute", ran.append)
     rlhf(done, config_of(start))
-    assert capsys.readouterr().out.count("done before, skipped") == len(ALL)
+    assert ran == [["report", f"--run={done / 'run'}"]]
+    assert capsys.readouterr().out.count("done before, skipped") == len(ALL) - 1
 
 
 def test_a_stage_runs_by_hand_from_its_manifest_and_makes_the_same_again(done: Path) -> None:

@@ -180,6 +180,14 @@ def test_a_derived_stage_is_made_again_where_others_are_refused(tmp_path):
     assert ran == ["a", "b", "c", "c"]
 
 
+def test_a_stage_that_is_to_run_always_is_never_skipped(tmp_path):
+    stages, ran = folder_recipe(tmp_path), []
+    stages[2] = stages[2]._replace(always=True)
+    for _ in range(2):
+        run_stages(tmp_path, stages, make(tmp_path, ran), quiet, refuse=True)
+    assert ran == ["a", "b", "c", "c"]
+
+
 def test_a_stage_made_again_takes_its_curves_and_what_depends_on_it_along_and_nothing_else(tmp_path):
     stages, ran = folder_recipe(tmp_path), []
     run_stages(tmp_path, stages, make(tmp_path, ran), quiet)
