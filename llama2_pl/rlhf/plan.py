@@ -195,6 +195,7 @@ def pool_stage(loop: Loop, version: int) -> Stage:
     inputs = (
         samples,
         loop.policy(version - 1),
+        loop.files.tokenizer,
         *loop.judges(version).values(),
         *([earlier] if earlier else []),
     )
@@ -254,7 +255,8 @@ def choice_stage(loop: Loop, version: int) -> Stage:
         max_new_tokens=loop.sampling.max_new_tokens,
         seed=loop.seed_of(version),
     )
-    inputs = (*candidates, loop.policy(version - 1), loop.half("select"), *loop.judges(version).values())
+    policies, judges = (*candidates, loop.policy(version - 1)), loop.judges(version).values()
+    inputs = (*policies, loop.files.tokenizer, loop.half("select"), *judges)
     about = "the checkpoint with the highest reward, against the version before"
     return Stage(f"v{version}/choice", about, command, inputs, (out,), 15)
 
@@ -279,6 +281,7 @@ def compare_stage(loop: Loop) -> Stage:
     )
     inputs = (
         *policies.values(),
+        loop.files.tokenizer,
         loop.half("test"),
         *loop.judges(last).values(),
         *loop.files.helpful_val,

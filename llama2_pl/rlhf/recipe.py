@@ -25,7 +25,7 @@ from llama2_pl.rlhf.stages import (
     up_to,
 )
 
-KEYS = {"name", "about", "command", "inputs", "outputs", "share"}
+KEYS = {"name", "about", "command", "inputs", "outputs", "share", "always"}
 
 
 def configs_folder(name: str) -> Path:
@@ -60,6 +60,7 @@ def _stage(path: Path, number: int, row: dict) -> Stage:
         inputs=tuple(row.get("inputs", ())),
         outputs=tuple(row["outputs"]),
         share=float(row.get("share", 1.0)),
+        always=row.get("always", False),
     )
 
 

@@ -84,6 +84,12 @@ def test_each_stage_reads_what_an_earlier_one_makes_or_what_was_given() -> None:
         made += each.outputs
 
 
+def test_each_stage_that_is_given_the_tokenizer_reads_it() -> None:
+    for each in plan(loop_of(versions=2, ppo_from=2)):
+        if "--tokenizer=t.model" in each.command:
+            assert "t.model" in each.inputs, each.name
+
+
 def test_an_option_of_a_stage_stands_behind_its_configs() -> None:
     options = {"ppo": {"model.beta": 0.2, "trainer.enable_progress_bar": False, "model.margin": "none"}}
     command = stage(plan(loop_of(options=options)), "v5/ppo").command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import yaml
 
 from llama2_pl.commands.registry import find_tool, parse_tool
 from llama2_pl.data.default import write
-from llama2_pl.rlhf.recipe import configs_folder, read_recipe, recipe
+from llama2_pl.rlhf.recipe import configs_folder, filled_configs, read_recipe, recipe
 
 DATA = {"name": "data", "command": "data default --out $RUN/data --scale 0.02", "outputs": ["$RUN/data"]}
 AGAIN = {
@@ -167,6 +168,42 @@ def test_each_stage_of_a_packaged_recipe_reads_what_an_earlier_one_wrote(name: s
                 )
         made += stage.outputs
     assert len(made) > 4
+
+
+@pytest.mark.parametrize("name", ["demo", "real", "gatt"])
+def test_each_file_that_a_packaged_stage_or_its_config_names_is_an_input(name: str) -> None:
+    variables = {"RUN": "/r", "CONFIGS": "/r/configs", "STDLIB": "/lib", "DATA": "/d", "SEED": "1"}
+    configs = filled_configs(configs_folder(name), variables)
+    for stage in read_recipe(configs_folder(name) / "recipe.yaml", variables)[
+        :-1
+    ]:  # the report reads the run
+        own = [configs[Path(word).name] for word in stage.command if word.startswith("/r/configs/")]
+        named = re.findall(r"/[rd]/[^\s,\]}]+", " ".join([*stage.command, *own]))
+        allowed = (*stage.inputs, *stage.outputs, f"/r/{stage.name}", "/r/cache")
+        assert named and [p for p in named if not any(map(Path(p).is_relative_to, allowed))] == [], stage.name
+
+
+def test_a_second_run_of_the_packaged_study_asks_every_study_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commands read the demo's folder and configs/rlhf, and skip what is done themselves."""
+    monkeypatch.chdir(tmp_path)
+    for path in ("runs/demo/sft/last.ckpt", "runs/demo/tokenizer/tokenizer.model"):
+        Path(path).parent.mkdir(parents=True)
+        Path(path).touch()
+    ran = []
+
+    def execute(args: list[str]) -> None:
+        out = Path(args[args.index("--out") + 1])
+        out.mkdir(exist_ok=True)
+        for name in ("study.json", "study.md", "results.json", "report.html"):
+            (out / name).touch()
+        ran.append(out.name)
+
+    monkeypatch.setattr("llama2_pl.cli.main", execute)
+    for _ in range(2):
+        recipe("study", "runs/studies")
+    assert ran == ["reward_models", "versions", "ghost_attention"] * 2
 
 
 def test_the_packaged_study_names_options_that_its_commands_have(tmp_path: Path) -> None:
