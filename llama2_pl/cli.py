@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from llama2_pl import __version__
 from llama2_pl.commands.registry import TOOLS, find_tool, run_tool
@@ -33,6 +34,13 @@ def usage() -> str:
             "LLAMA2_PL_ALLOW_IMPORTS=mypackage lets configs name classes of your own package.",
         ]
     )
+
+
+def refuse_secrets(config: Any) -> None:
+    """ValueError, without its value, where a config holds a password or key; for what drives `main`."""
+    from llama2_pl.commands import parsing  # jsonargparse: imported when a command runs
+
+    parsing.refuse_secrets(config)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llama2_pl.rlhf.plan import fine_tune_init, plan
-from llama2_pl.rlhf.recipe import configs_folder, execute, filled_configs, is_made, recipe, write_texts
+from llama2_pl.rlhf.recipe import (
+    configs_folder,
+    execute,
+    filled_configs,
+    is_made,
+    recipe,
+    refuse_secret_options,
+    write_texts,
+)
 from llama2_pl.rlhf.reuse import take_over
 from llama2_pl.rlhf.settings import TRAINED, Every, Files, Loop, Ratings, Sampling, Start
 from llama2_pl.rlhf.stages import Stage, forget, holding, index_of, run_stages, up_to
@@ -68,11 +76,11 @@ def rlhf(
     loop = Loop(*parts, versions, ppo_from, fine_tune_from, over, answers_per_prompt, seed)
     check(loop)
     everything = plan(loop)
+    refuse_secret_options(everything)
     stages = up_to(everything, until)
     if redo is not None:
         index_of(everything, redo, "--redo")  # a name that is none is told before anything is done
-    if start is not None:
-        prepare(start)
+    prepare(start)
     with holding(loop.out):
         write_configs(loop)
         if redo is not None:
@@ -82,12 +90,14 @@ def rlhf(
         run_stages(loop.out, stages, execute, refuse=True, take_over=take)
 
 
-def prepare(start: Start) -> None:
+def prepare(start: Start | None) -> None:
     """Run the recipe that makes the folder, where not all of its stages are finished there.
 
     A finished one is used as it is, whatever the recipe would make today: it may be the start of other runs.
     """
-    if start.recipe is not None and not is_made(start.recipe, start.folder, start.until):
+    if start is None or start.recipe is None:
+        return
+    if not is_made(start.recipe, start.folder, start.until):
         recipe(start.recipe, start.folder, until=start.until)
 
 

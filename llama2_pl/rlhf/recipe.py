@@ -10,8 +10,10 @@ from __future__ import annotations
 import shlex
 import sysconfig
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import yaml
 
@@ -92,6 +94,32 @@ def execute(args: list[str]) -> None:
     main(args)
 
 
+def refuse_secrets(config: Any) -> None:
+    """As `fit` does, before anything of it is printed or written: ValueError without the value of a password or key."""
+    from llama2_pl.cli import refuse_secrets as refuse
+
+    refuse(config)
+
+
+def refuse_secret_options(stages: Sequence[Stage]) -> None:
+    """A stage's command is printed, and kept in its manifest."""
+    for stage in stages:
+        option = "command"
+        for word in stage.command:
+            if word.startswith("--"):
+                option, _, word = word.removeprefix("--").partition("=")
+            refuse_secrets({option: _parts(word)})
+
+
+def _parts(word: str) -> Any:
+    """The mapping or list that an option's value stands for, or the value as it is."""
+    try:
+        value = yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+    return value if isinstance(value, (dict, list)) else word
+
+
 def recipe(
     recipe: str,
     out: str,
@@ -115,6 +143,7 @@ def recipe(
     path, run = recipe_file(recipe), Path(out)
     variables = variables_of(run, data, seed)
     stages = up_to(_with_extra(read_recipe(path, variables), extra or []), until)
+    refuse_secret_options(stages)
     refuse_wide_outputs(run, stages)
     configs = filled_configs(path.parent, variables)
     started = time.monotonic()

@@ -12,7 +12,7 @@ import yaml
 
 from llama2_pl.evaluation.curves import read_curve
 from llama2_pl.files import write_json, write_text
-from llama2_pl.rlhf.recipe import configs_folder, execute
+from llama2_pl.rlhf.recipe import configs_folder, execute, refuse_secrets
 
 # Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond them the normal's.
 T_95 = (
@@ -48,6 +48,7 @@ def study(
     if not path.exists():
         raise ValueError(f"loop: {loop} is no file, and there is no packaged {path}")
     base = yaml.safe_load(path.read_text(encoding="utf-8"))
+    refuse_secrets({"loop": base, "arms": arms})
     found: dict[str, list[Measured]] = {}
     for arm, overrides in arms.items():
         for seed in seeds:

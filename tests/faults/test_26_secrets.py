@@ -16,7 +16,9 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import WandbLogger
 
 from benchmarks.chaos import tiny
+from llama2_pl.cli import main
 from llama2_pl.commands.parsing import refuse_secrets
+from llama2_pl.rlhf.recipe import recipe
 
 SECRET = "0123456789abcdefSECRETfedcba9876543210aa"
 
@@ -116,8 +118,6 @@ def test_ordinary_options_are_no_secrets() -> None:
 def test_a_secret_on_the_command_line_is_in_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from llama2_pl.cli import main
-
     monkeypatch.chdir(tmp_path)
     logger = "lightning.pytorch.loggers.WandbLogger"
     given = {"class_path": logger, "init_args": {"offline": True}, "dict_kwargs": {"api_key": SECRET}}
@@ -126,6 +126,44 @@ def test_a_secret_on_the_command_line_is_in_no_file(
         main(["fit", "--model=SFTModule", f"--model.backbone={tiny.ROOT}/configs/backbone/tiny.yaml", *words])
     assert list(tmp_path.iterdir()) == []
     assert SECRET not in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [f"--trainer.logger.init_args.api_key={SECRET}"],
+        ["--trainer.logger.init_args.api_key", SECRET],
+        [f"--trainer.logger=[{{class_path: x, dict_kwargs: {{api_key: {SECRET}}}}}]"],
+        [f"--data.train=https://me:{SECRET}@host/rows.jsonl"],
+    ],
+)
+def test_a_secret_in_the_options_of_a_recipe_is_refused_before_it_is_printed_or_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("stages: [{name: a, command: fit --config $CONFIGS/a.yaml, outputs: [$RUN/a]}]")
+    with pytest.raises(ValueError, match=r"looks like a secret") as refusal:
+        recipe(str(path), str(tmp_path / "run"), extra=words)
+    assert SECRET not in "".join([str(refusal.value), *capsys.readouterr()])
+    assert [left.name for left in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_secret_in_the_options_of_a_loop_or_a_study_is_refused_before_it_is_printed_or_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load((tiny.ROOT / "configs/rlhf/small.yaml").read_text())
+    config["options"]["ppo"]["trainer.logger.init_args.api_key"] = SECRET
+    config["start"] = {"folder": str(tmp_path / "start")}
+    (tmp_path / "loop.yaml").write_text(yaml.safe_dump(config))
+    out = f"--out={tmp_path / 'run'}"
+    for words in (
+        ["rlhf", f"--config={tmp_path / 'loop.yaml'}", out],
+        ["rlhf", "study", f"--loop={tmp_path / 'loop.yaml'}", "--arms={one: {}}", out],
+    ):
+        with pytest.raises(ValueError, match=r"api_key looks like a secret") as refusal:
+            main(words)
+        assert SECRET not in "".join([str(refusal.value), *capsys.readouterr()])
+    assert [left.name for left in tmp_path.iterdir()] == ["loop.yaml"]
 
 
 def test_a_folder_that_w_and_b_cannot_write_stops_no_training(
