@@ -13,8 +13,9 @@ TOKENS = ("train/tokens", "ppo/tokens")  # running totals
 def spent(folder: Path) -> dict[str, Any]:
     """`tokens` and `energy` of the stage whose folder this is; None where nobody counted, never 0.
 
-    Tokens are those trained on, or sampled. Energy is that of every attempt, also of those that were killed:
-    {"hours", "kwh", "co2e_kg", "source"} as `CarbonFootprint` wrote them.
+    Tokens are those trained on, or sampled, for the result: steps lost by a kill and taken again count once. Energy is
+    that of every attempt, also of those that were killed: {"hours", "kwh", "co2e_kg", "source"} as `CarbonFootprint`
+    wrote them.
     """
     return {"tokens": _trained(folder) or _sampled(folder), "energy": _energy(folder)}
 

@@ -1,9 +1,10 @@
 """A recipe is a list of stages; a stage is a `llama2-pl` command with declared inputs and outputs.
 
 A finished stage leaves a manifest `<run>/manifests/<stage>.json` with the command, the hash of every input and output,
-the seconds of the last of its `attempts` (a killed one leaves none), and the tokens and energy that all of them
-counted. A second run skips each stage whose manifest still matches. One that no longer matches is made again from its
-start (a recipe), or refused with the file that changed (`rlhf`).
+the seconds of the last of its `attempts` (a killed one leaves none), the energy of all of them, and the tokens behind
+its result: steps that a kill lost and a later attempt took again count once. A second run skips each stage whose
+manifest still matches. One that no longer matches is made again from its start (a recipe), or refused with the file
+that changed (`rlhf`).
 """
 
 from __future__ import annotations
