@@ -300,7 +300,7 @@ def test_the_versions_are_reported_on_prompts_that_nothing_was_chosen_by(done: P
     page = (run / "report.html").read_text(encoding="utf-8")
     assert (
         "Versions</h2>" in page
-        and "PPO</h2>" in page
+        and "PPO of v2</h2>" in page
         and results["versions"][2]["choice"]["sha256"][:12] in page
     )
 
