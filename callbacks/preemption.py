@@ -126,7 +126,7 @@ class PreemptionCheckpoint(L.Callback):
 
 def restart() -> str:
     """The command of this process, with `--ckpt_path last` where it is a `fit`."""
-    words = sys.orig_argv  # sys.argv holds no options while LightningCLI runs
+    words = sys.orig_argv  # sys.argv may be those of one stage of a recipe
     ours = [number for number, word in enumerate(words) if Path(word).name in ("llama2-pl", "llama2_pl")]
     words = ["llama2-pl", *words[ours[0] + 1 :]] if ours else list(words)
     if "fit" in words and not any(word.startswith("--ckpt_path") for word in words):

@@ -69,7 +69,7 @@ class SaveRunConfig(SaveConfigCallback):
 class TrainingCLI(LightningCLI):
     """LightningCLI in subclass mode for model and data; modules build their own optimizers after configure_model."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self) -> None:
         super().__init__(
             # no model_class, no datamodule_class: any subclass by class_path; data may be absent for a module of the
             # user that brings its own loaders
@@ -81,7 +81,6 @@ class TrainingCLI(LightningCLI):
             load_from_checkpoint_support=False,
             parser_class=TrainingParser,
             parser_kwargs={"prog": "llama2-pl", "allow_abbrev": False},
-            args=args,
         )
 
     def before_instantiate_classes(self) -> None:
@@ -121,10 +120,11 @@ def run_training(args: list[str]) -> None:
     """Parse, build and run one Trainer command; the process may call it any number of times."""
     restrict_imports()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
-    # LightningCLI warns when it is given arguments while sys.argv holds some: ours are sys.argv's or a driver's own
-    with mock.patch.object(sys, "argv", sys.argv[:1]):
+    # In sys.argv, for Lightning starts the processes of the other devices with what it finds there: ours may be those
+    # of a stage of a recipe. LightningCLI parses them from there too.
+    with mock.patch.object(sys, "argv", [sys.argv[0], *args]):
         try:
-            TrainingCLI(args)
+            TrainingCLI()
         except SIGTERMException:
             # Lightning ends with status 0 on SIGTERM, which a scheduler takes for success
             raise SystemExit(SIGTERM_STATUS) from None

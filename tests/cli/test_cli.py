@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -105,6 +107,25 @@ def test_a_tool_of_two_words_is_found_before_one_of_one() -> None:
     assert find_tool(["tokenizer", "train", "--seed", "1"]) == ("tokenizer train", ["--seed", "1"])
     assert find_tool(["preview", "--limit", "1"]) == ("preview", ["--limit", "1"])
     assert find_tool(["tokenizer"]) is None
+
+
+@pytest.mark.parametrize("by_a_recipe", [False, True])
+def test_lightning_starts_the_processes_of_the_other_devices(
+    config: str, tmp_path: Path, by_a_recipe: bool
+) -> None:
+    words = ["fit", "-c", config, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    if by_a_recipe:
+        stage = {"name": "a", "command": " ".join(words), "outputs": [str(tmp_path / "run/last.ckpt")]}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"stages": [stage]}))
+        words = ["recipe", "--recipe", "recipe.yaml", "--out", str(tmp_path / "made")]
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "llama2_pl", *words]
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained with lr 0.5") == 2
 
 
 def test_an_unknown_command_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
