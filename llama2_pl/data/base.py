@@ -28,6 +28,9 @@ class NumberedDataModule(L.LightningDataModule):
     late_settings: tuple[str, ...] = ()
     """Settings that are known only when training starts, and are checked then."""
 
+    _tokenizer_sha256: str = ""
+    """Known after `setup`."""
+
     # A rank may have no validation or prediction batch of a small data set.
     allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -91,6 +94,8 @@ class NumberedDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse to resume a training whose data has changed."""
         self._restored = state_dict
+        if not self._tokenizer_sha256:  # `load_from_checkpoint`: nothing is set up, and nothing resumed
+            return
         if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
             refuse_changes(state_dict, self.settings(), self._paths(), self.late_settings)
             _announce_paths(state_dict.get("paths", {}), self._paths())

@@ -119,6 +119,11 @@ class CorpusDataModule(NumberedDataModule):
         sources = {f"sources.{name}.path": source["path"] for name, source in self.sources.items()}
         return {"tokenizer": self.tokenizer, **sources}
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a row: all are filled up to as many."""
+        return self.seq_len
+
     def train_batches(self) -> MixedBatches:
         return self._batches(self.train_files, self._run_length())
 

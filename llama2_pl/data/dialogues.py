@@ -159,6 +159,11 @@ class DialogueDataModule(NumberedDataModule):
     def paths(self) -> dict[str, Files]:
         return {"tokenizer": self.tokenizer, "train": self.train}
 
+    @property
+    def longest(self) -> int:
+        """Tokens of a row: all are filled up to as many."""
+        return self.seq_len
+
     def train_batches(self) -> WholeBatches:
         rows = len(self._part("train").plan)
         return self._batches("train", RowStream(rows, self.batch_size, self.epochs * rows, self.seed))

@@ -141,6 +141,11 @@ class PreferenceDataModule(NumberedDataModule):
         """Numbers of the weekly batches in all training files."""
         return np.unique(self._parts["train"].batch[self._parts["train"].batch > NO_BATCH]).tolist()
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest dialogue, of pairs to train on or held out."""
+        return max(int(part.tokens.lengths.max(initial=0)) for part in self._parts.values())
+
     def settings(self) -> dict[str, int | str]:
         return {
             "seed": self.seed,

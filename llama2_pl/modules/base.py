@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ from llama2_pl.modules.resume import (
     changed_options,
     global_seed,
     keep_resumed_checkpoint,
+    one_optimizer,
     random_states,
     refuse_other_seed,
     reopen,
@@ -93,6 +95,25 @@ class LlamaModule(L.LightningModule):
         if not self._networks_built:
             self.build_networks()
             self._networks_built = True
+            self._refuse_small_vocabularies()
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Also where the networks were built by other processes, as with "ddp_notebook": they would get no weights."""
+        if not self._networks_built:
+            self.configure_model()
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _refuse_small_vocabularies(self) -> None:
+        for name, network in self.named_children():
+            if self.tokenizer is None or not isinstance(network, (LanguageModel, ScalarModel)):
+                continue
+            if (pieces := self.tokenizer.vocab_size) > (size := network.config.vocab_size):
+                raise ValueError(
+                    f"the vocab_size of {name}'s backbone is {size} and data.tokenizer {self.tokenizer.path} has "
+                    f"{pieces} pieces: set vocab_size to {pieces}, or give the network's own tokenizer"
+                )
 
     def find_tokenizer(self) -> Tokenizer | None:
         """The tokenizer of the data module, where it names a file."""
@@ -125,6 +146,19 @@ class LlamaModule(L.LightningModule):
                     "schedule of the new length from here on"
                 )
 
+    def on_fit_start(self) -> None:
+        """Before the first step, where our data module knows its longest row: not after an hour of shorter ones."""
+        longest = getattr(getattr(self.trainer, "datamodule", None), "longest", 0)
+        for name, network in self.named_children():
+            context = (
+                network.config.max_seq_len if isinstance(network, (LanguageModel, ScalarModel)) else longest
+            )
+            if longest > context:
+                raise ValueError(
+                    f"the longest row of the data has {longest} tokens and {name}'s max_seq_len is {context}: set "
+                    f"data.max_len or data.seq_len to at most {context}, or raise max_seq_len"
+                )
+
     def on_train_start(self) -> None:
         """Options given to a resumed run win over the checkpoint's; the schedule reaches to the end of the run's data.
 
@@ -134,11 +168,14 @@ class LlamaModule(L.LightningModule):
         longer = self._scheduled_steps is not None and self._scheduled_steps != planned_steps(self.trainer)
         if not self._changed and not longer:
             return
-        made = self.configure_optimizers()
-        parts = made if isinstance(made, dict) else {"optimizer": made}
-        fresh, live = parts["optimizer"], self.optimizers(use_pl_optimizer=False)
-        if isinstance(fresh, Optimizer) and isinstance(live, Optimizer):
-            apply_options(live, fresh, self.lr_schedulers(), parts.get("lr_scheduler"))
+        fresh, schedule = one_optimizer(self.configure_optimizers())
+        live = self.optimizers(use_pl_optimizer=False)
+        if fresh is not None and isinstance(live, Optimizer):
+            apply_options(live, fresh, self.lr_schedulers(), schedule)
+        elif self._changed:
+            rank_zero_warn(
+                f"model.{', model.'.join(self._changed)}: with several optimizers the checkpoint's options stay"
+            )
         self._changed = []
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

@@ -152,6 +152,21 @@ def _refuse_other_shape(name: str, new: Mapping[str, Any], old: Mapping[str, Any
             )
 
 
+def one_optimizer(made: Any) -> tuple[Optimizer | None, Any]:
+    """The optimizer that `configure_optimizers` returned, in any of Lightning's forms, and its scheduler or None.
+
+    (None, None) where there are several.
+    """
+    schedule = None
+    if isinstance(made, dict):
+        made, schedule = made["optimizer"], made.get("lr_scheduler")
+    elif isinstance(made, (list, tuple)) and len(made) == 2 and isinstance(made[0], (list, tuple)):
+        made, schedule = made[0], next(iter(made[1]), None)
+    if isinstance(made, (list, tuple)) and len(made) == 1:
+        return one_optimizer(made[0]) if isinstance(made[0], dict) else (made[0], schedule)
+    return (made, schedule) if isinstance(made, Optimizer) else (None, None)
+
+
 def apply_options(optimizer: Optimizer, fresh: Optimizer, schedule: Any, fresh_schedule: Any) -> None:
     """Let an optimizer have the rates, decay and betas that this run asks for, at its place in this run's schedule.
 
@@ -159,11 +174,12 @@ def apply_options(optimizer: Optimizer, fresh: Optimizer, schedule: Any, fresh_s
         optimizer: with the state and options of a checkpoint, or of what was known when it was made.
         fresh: made by `configure_optimizers` from this run's options.
         schedule: of the optimizer, as Lightning gives it; its place in the run stays.
-        fresh_schedule: made with `fresh`, as `cosine_schedule` returns it.
+        fresh_schedule: made with `fresh`, alone or in a dict as `cosine_schedule` returns it.
     """
     followed = schedule if isinstance(schedule, LambdaLR) else None
-    if followed is not None and isinstance(fresh_schedule, dict):
-        followed.lr_lambdas = fresh_schedule["scheduler"].lr_lambdas
+    wanted_schedule = fresh_schedule["scheduler"] if isinstance(fresh_schedule, dict) else fresh_schedule
+    if followed is not None and isinstance(wanted_schedule, LambdaLR):
+        followed.lr_lambdas = wanted_schedule.lr_lambdas
     for number, (group, wanted) in enumerate(zip(optimizer.param_groups, fresh.param_groups, strict=True)):
         rate = wanted.get("initial_lr", wanted["lr"])
         group.update(

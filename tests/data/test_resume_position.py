@@ -291,6 +291,18 @@ def test_the_state_is_plain(make_data: MakeData) -> None:
     assert all(type(value) in (int, float, str) for value in state.values())
 
 
+def test_a_checkpoint_gives_the_data_module_back(
+    make_trainer, recorder, make_data: MakeData, tmp_path: Path
+) -> None:
+    data = make_data()
+    trainer = make_trainer(max_steps=2)
+    trainer.fit(recorder(), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    loaded = CorpusDataModule.load_from_checkpoint(tmp_path / "x.ckpt")
+    loaded.setup()
+    assert loaded.settings() == data.settings()
+
+
 def test_without_a_trainer_the_state_moves_the_loader(make_data: MakeData) -> None:
     data, resumed = make_data(), make_data()
     data.setup()

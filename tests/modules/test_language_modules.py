@@ -259,6 +259,32 @@ def test_init_from_another_architecture_names_the_field(config, trainer, make, s
         trainer(max_steps=1).fit(wider, make.loader([make.tokens()]))
 
 
+@pytest.mark.parametrize(
+    ("longest", "vocabulary", "said"),
+    [
+        (65, 290, "longest row of the data has 65 tokens and model's max_seq_len is 64: set data.max_len"),
+        (
+            64,
+            100,
+            "vocab_size of model's backbone is 100 and data.tokenizer .* has 290 pieces: set vocab_size to",
+        ),
+    ],
+)
+def test_data_that_the_network_cannot_read_is_refused_before_the_first_step(
+    config, trainer, make, tokenizer_path, longest, vocabulary, said
+):
+    class Data(L.LightningDataModule):
+        tokenizer = tokenizer_path
+
+        def train_dataloader(self):
+            raise AssertionError("asked for a batch")
+
+    data = Data()
+    data.longest = longest  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=said):
+        trainer(max_steps=1).fit(PretrainModule(replace(config, vocab_size=vocabulary)), datamodule=data)
+
+
 def test_init_from_takes_the_same_sizes_written_otherwise(config, trainer, make, save):
     # as an imported checkpoint gives its FFN, and every query head a kv head
     same = replace(config, n_kv_heads=4, multiple_of=config.ffn_hidden)

@@ -76,6 +76,13 @@ def test_the_reward_model_is_found_in_a_checkpoint(trained):
     assert torch.equal(load_reward_model(path).score(TOKENS, lengths), module(TOKENS, lengths))
 
 
+def test_weights_come_to_a_module_whose_networks_other_processes_built(config):
+    trained, here = PretrainModule(config), PretrainModule(config)
+    trained.configure_model()
+    here.load_state_dict(trained.state_dict(), strict=False)  # as Lightning's launchers of notebooks
+    assert torch.equal(here.model.head.weight, trained.model.head.weight)
+
+
 def test_a_policy_module_without_trainer_or_checkpoint_says_what_it_lacks(tokenizer_path):
     module = PPOModule("nowhere.ckpt", "nowhere.ckpt", tokenizer_path)
     with pytest.raises(ValueError, match="policy_backbone is not known"):

@@ -113,6 +113,32 @@ def test_a_new_rate_and_length_are_announced_and_used(config, trainer, make, hal
     assert [group["lr"] for group in groups] == pytest.approx([expected] * 2)
 
 
+@pytest.mark.parametrize("form", ["optimizer", "optimizers", "lists", "schedules in dicts", "dicts"])
+def test_a_new_rate_is_used_whatever_form_configure_optimizers_returns(config, trainer, make, tmp_path, form):
+    class Mine(PretrainModule):
+        def configure_optimizers(self):
+            made = torch.optim.SGD(self.parameters(), lr=self.hparams["lr"])
+            schedule = torch.optim.lr_scheduler.LambdaLR(made, lambda step: 0.5)
+            forms = {
+                "optimizer": made,
+                "optimizers": [made],
+                "lists": ([made], [schedule]),
+                "schedules in dicts": ([made], [{"scheduler": schedule}]),
+                "dicts": ({"optimizer": made, "lr_scheduler": schedule},),
+            }
+            return forms[form]
+
+    path, batches = tmp_path / "half.ckpt", [make.tokens(seed=n) for n in range(4)]
+    run = trainer(max_steps=2)
+    run.fit(Mine(config, lr=0.1), make.loader(batches))
+    run.save_checkpoint(path)
+    run = trainer(max_steps=3)
+    with pytest.warns(UserWarning, match=r"model\.lr is 0\.2 from here on"):
+        run.fit(Mine(config, lr=0.2), make.loader(batches), ckpt_path=path)
+    expected = 0.2 if form in ("optimizer", "optimizers") else 0.1
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(expected)
+
+
 def test_another_precision_or_clipping_is_announced(config, trainer, make, half):
     path, _, rest = half()
     resumed = PretrainModule(config, lr=1e-2, warmup_steps=1)
