@@ -13,6 +13,10 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from llama2_pl.model.heads import LanguageModel
 
 
+class RunStopped(RuntimeError):
+    """A callback has ended the run, and says why and what to do: nobody needs a traceback."""
+
+
 def attribute(pl_module: L.LightningModule, path: str) -> Any:
     """What the module has under a dotted name, None where it has nothing."""
     try:

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from llama2_pl.callbacks import doctor_numbers as measure
+from llama2_pl.callbacks.common import RunStopped
 from llama2_pl.callbacks.rewards import Reward
 from llama2_pl.data.readers.prompts import PromptRow
 from llama2_pl.evaluation.answers import decode_responses
@@ -192,7 +193,7 @@ class PPODoctor(L.Callback):
         self._tables(trainer, number)
         fatal = [f"{f.name}: {f.words}" for f in self.findings if f.severity == "fatal"]
         if fatal and self.stop:
-            raise RuntimeError(
+            raise RunStopped(
                 f"PPO iteration {number}: "
                 + "\n".join(fatal)
                 + "\n(PPODoctor stop: false goes on all the same)"

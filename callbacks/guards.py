@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from llama2_pl.callbacks.common import RunStopped
 from llama2_pl.checkpoints.saving import finish_saving
 from llama2_pl.files import append_line
 
@@ -152,11 +153,11 @@ class LossGuard(L.Callback):
             line = event._asdict() | {"value": _or_none(event.value), "usual": _or_none(event.usual)}
             append_line(Path(self.dirpath) / "guard.jsonl", json.dumps({**line, "policy": self.policy}))
         if self.policy == "stop":
-            raise RuntimeError(
+            raise RunStopped(
                 f"{words}; nothing of it is in the weights. Look at these batches, or lower the rate"
             )
         if len(self.events) > self.limit:
-            raise RuntimeError(
+            raise RunStopped(
                 f"{words}; that is more than limit {self.limit} such updates in this run. Lower the "
                 "learning rate, look at the batches, or raise limit"
             )
@@ -170,7 +171,7 @@ class LossGuard(L.Callback):
         paths = [saver.last_model_path or saver.best_model_path for saver in savers]
         path = next((path for path in paths if path), None)
         if path is None:
-            raise RuntimeError(
+            raise RunStopped(
                 "LossGuard: policy is rewind and no ModelCheckpoint has saved yet; give one with a shorter "
                 "every_n_train_steps, or policy skip"
             )

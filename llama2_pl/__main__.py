@@ -13,9 +13,9 @@ def is_advice(error: Exception) -> bool:
     """Whether the message says what to do, so that nobody needs the traceback."""
     if isinstance(error, ImportError):
         return "llama2-pl[" in str(error)  # it names the extra to install
-    # Lightning's is known by its name: Lightning is imported only where a Trainer runs
-    known = (ValueError, FileNotFoundError)
-    return isinstance(error, known) or type(error).__name__ == "MisconfigurationException"
+    # These are known by their names: Lightning, and our callbacks, are imported only where a Trainer runs
+    named = ("MisconfigurationException", "RunStopped")
+    return isinstance(error, (ValueError, OSError)) or type(error).__name__ in named
 
 
 def main() -> int:

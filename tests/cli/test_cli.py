@@ -17,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 
 from llama2_pl import __main__ as process
+from llama2_pl.callbacks.common import RunStopped
 from llama2_pl.cli import main
 from llama2_pl.commands.parsing import advice, allowed_imports
 from llama2_pl.commands.registry import TOOLS, find_tool, load
@@ -267,7 +268,9 @@ def test_an_open_wandb_run_is_finished(config: str, monkeypatch: pytest.MonkeyPa
     assert finished == [True]
 
 
-@pytest.mark.parametrize("error", [MisconfigurationException, ValueError, KeyError])
+@pytest.mark.parametrize(
+    "error", [MisconfigurationException, ValueError, PermissionError, RunStopped, KeyError]
+)
 def test_what_lightning_advises_is_one_line_and_a_fault_of_ours_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[Exception]
 ) -> None:
