@@ -134,7 +134,7 @@ class RewardModule(GlobalMeanModule):
             metric.process_group = data_group(self.device_mesh)
         figures = {str(name): metric.compute() for name, metric in self.val_metrics.items()}
         self.val_metrics.reset()
-        pairs: ScoredPairs = figures["pairs"]
+        pairs = ScoredPairs(*torch.atleast_1d(*figures["pairs"]))  # torchmetrics makes (1,) a scalar
         scores = torch.cat([pairs.chosen, pairs.rejected])
         default = getattr(data, "default_rating", UNRATED)  # so that the loss is that of training
         rating = pairs.rating.where(pairs.rating != UNRATED, default)

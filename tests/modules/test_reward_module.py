@@ -169,6 +169,15 @@ def test_validation_loss_is_over_all_pairs(config, trainer, make):
     assert logged["val/loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_one_validation_pair_is_enough(config, trainer, make):
+    module, batch = fresh(config), make.pairs(1)  # significantly better: margin 1
+    (logged,) = trainer().validate(module, make.loader([batch]), verbose=False)
+    with torch.no_grad():
+        gap = torch.sub(*module(batch.tokens, batch.lengths).chunk(2)).item()
+    assert logged["val/loss"] == pytest.approx(math.log(1 + math.exp(1 - gap)), rel=1e-5)
+    assert logged["val/pairs"] == 1 and logged["val/accuracy"] == float(gap > 0)
+
+
 def test_unrated_pairs_count_in_the_accuracy_and_in_that_of_no_rating(config, trainer, make):
     module, batch = fresh(config), make.pairs(4)._replace(rating=torch.tensor([-1, 2, -1, 0]))
 
