@@ -139,6 +139,10 @@ class CorpusDataModule(NumberedDataModule):
         """The validation batches: there is no third part."""
         return self.val_dataloader()
 
+    def predict_dataloader(self) -> BatchLoader | list:
+        """The validation batches, in their order."""
+        return self.val_dataloader()
+
     def ledger(self, batches: int) -> dict[str, SourceLedger]:
         """Realised share, tokens and epochs of each source after this many micro-batches."""
         tokens = {name: len(file.tokens) for name, file in self.train_files.items()}

@@ -179,6 +179,10 @@ class DialogueDataModule(NumberedDataModule):
         """The validation batches: there is no third part."""
         return self.val_dataloader()
 
+    def predict_dataloader(self) -> BatchLoader | list:
+        """The validation batches, in their order."""
+        return self.val_dataloader()
+
     def _batches(self, part: str, stream: RowStream) -> WholeBatches:
         packed = self._part(part)
         return WholeBatches(packed.documents, packed.plan, stream, self.seq_len, *self.ranks())

@@ -180,6 +180,10 @@ class PreferenceDataModule(NumberedDataModule):
         """The validation batches: there is no third part."""
         return self.val_dataloader()
 
+    def predict_dataloader(self) -> BatchLoader | list:
+        """The validation batches, in their order."""
+        return self.val_dataloader()
+
     def _batches(self, part: str, pairs: np.ndarray, total: int, unrated: int, shuffle: bool) -> PairBatches:
         rank, world = self.ranks()
         if total < world:

@@ -90,8 +90,18 @@ class DPOModule(GlobalMeanModule):
         return self.backward_part(loss * pairs, pairs, batch.lengths.sum())
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        loss = self._judged(batch, "val")
-        self.log("val/loss", loss, batch_size=len(batch.rating), sync_dist=True)
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        """Implicit rewards (2N,) of the 2N rows."""
+        return implicit_rewards(*self.logprobs(batch), self.hparams["beta"])
+
+    def _evaluate(self, batch: PreferenceBatch, stage: str) -> None:
+        loss = self._judged(batch, stage)
+        self.log(f"{stage}/loss", loss, batch_size=len(batch.rating), sync_dist=True)
 
     def _judged(self, batch: PreferenceBatch, stage: str) -> Tensor:
         """The loss; logs the share of pairs in the right order and the mean margin of implicit rewards."""

@@ -53,11 +53,20 @@ class LanguageModule(GlobalMeanModule):
         loss_sum, targets = self.loss(batch)
         self.val_loss.update(loss_sum / targets.clamp(min=1), weight=targets)
 
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_step(batch, batch_idx)
+
     def on_validation_epoch_end(self) -> None:
-        """Loss and perplexity per target over the whole validation set, on all ranks."""
+        self._log_figures("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_figures("test")
+
+    def _log_figures(self, stage: str) -> None:
+        """Loss and perplexity per target over the whole set, on all ranks."""
         loss = self.val_loss.compute()
         self.val_loss.reset()
-        self.log_dict({"val/loss": loss, "val/ppl": loss.exp()}, prog_bar=True, sync_dist=True)
+        self.log_dict({f"{stage}/loss": loss, f"{stage}/ppl": loss.exp()}, prog_bar=True, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logits (B, T, V)."""

@@ -138,6 +138,10 @@ class PPOModule(PolicyModule):
     # -- networks and optimizer
 
     def setup(self, stage: str) -> None:
+        if stage == "predict":
+            raise ValueError(
+                "PPOModule predicts nothing: give RejectionSamplingModule, whose predict writes answers"
+            )
         super().setup(stage)
         if not self._reference:
             reference = load_language_model(self.hparams["policy"], tokenizer=self.tokenizer)
@@ -285,10 +289,17 @@ class PPOModule(PolicyModule):
     # -- held-out prompts
 
     def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Answer held-out prompts with the same randomness each time; reward and KL decide when to stop."""
+        """Reward and KL of held-out prompts decide when to stop."""
+        self.answer_held_out(batch, batch_idx, "val")
+
+    def test_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.answer_held_out(batch, batch_idx, "test")
+
+    def answer_held_out(self, batch: PromptBatch, batch_idx: int, stage: str) -> None:
+        """Answer held-out prompts with the same randomness each time."""
         generator = seeded(self.hparams["seed"], -1 - batch_idx, self.data_rank())
         rollout = self.sample(batch.prompts, generator)
-        self.log_iteration("val", rollout, self.score(rollout, batch.is_safety), self.judge(rollout))
+        self.log_iteration(stage, rollout, self.score(rollout, batch.is_safety), self.judge(rollout))
 
     # -- log and state
 

@@ -124,7 +124,16 @@ class RewardModule(GlobalMeanModule):
         scores = self(batch.tokens, batch.lengths, batch.packing)
         self.val_metrics.update(*scores.chunk(2), batch.rating, batch.source, *batch.is_safe.chunk(2))
 
+    def test_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_step(batch, batch_idx)
+
     def on_validation_epoch_end(self) -> None:
+        self._log_figures("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_figures("test")
+
+    def _log_figures(self, stage: str) -> None:
         """Loss and the figures of Tables 7, 8 and 29 over every pair on all ranks."""
         if not self.val_metrics["pairs"].update_called:
             return
@@ -139,12 +148,14 @@ class RewardModule(GlobalMeanModule):
         default = getattr(data, "default_rating", UNRATED)  # so that the loss is that of training
         rating = pairs.rating.where(pairs.rating != UNRATED, default)
         loss = self.loss(scores, rating, torch.cat([pairs.chosen_safe, pairs.rejected_safe]))
-        self.log("val/loss", loss, prog_bar=True, sync_dist=True)
-        self.log_dict(logged_figures(figures), sync_dist=True)
+        self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True)
+        self.log_dict(logged_figures(figures, stage), sync_dist=True)
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
                 for name, rows in tables(figures).items():
-                    logger.log_table(f"val/{name}", columns=list(rows[0]), data=[[*r.values()] for r in rows])
+                    logger.log_table(
+                        f"{stage}/{name}", columns=list(rows[0]), data=[[*r.values()] for r in rows]
+                    )
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> Scores:
         """Scores of the 2N rows."""
@@ -152,22 +163,22 @@ class RewardModule(GlobalMeanModule):
         return Scores(logit, logit.sigmoid())
 
 
-def logged_figures(figures: dict[str, Any]) -> dict[str, float]:
-    """The numbers of validation by their logged names; a group without pairs is left out.
+def logged_figures(figures: dict[str, Any], stage: str) -> dict[str, float]:
+    """The numbers of validation or test by their logged names; a group without pairs is left out.
 
     Beside each accuracy stands its number of pairs, without which nobody can say how sure it is.
     """
     everything, recall = figures["by_rating"], figures["unsafe"]["recall"]
-    report = {"val/accuracy": everything["overall"], "val/pairs": float(everything["pairs"])}
+    report = {"accuracy": everything["overall"], "pairs": float(everything["pairs"])}
     for rating, accuracy in everything["by_rating"].items():
-        report[f"val/accuracy/{rating}"] = accuracy
-        report[f"val/pairs/{rating}"] = float(everything["pairs_by_rating"][rating]) or None
+        report[f"accuracy/{rating}"] = accuracy
+        report[f"pairs/{rating}"] = float(everything["pairs_by_rating"][rating]) or None
     for name, row in figures["by_source"].items():
-        report[f"val/accuracy/{name}"] = row["overall"]
-    report |= {f"val/accuracy/{name}": accuracy for name, accuracy in figures["by_safety"].items()}
-    report |= {"val/unsafe_recall": recall}
-    report |= {"val/calibration_error": expected_calibration_error(figures["calibration"])}
-    return {name.replace(" ", "_"): value for name, value in report.items() if value is not None}
+        report[f"accuracy/{name}"] = row["overall"]
+    report |= {f"accuracy/{name}": accuracy for name, accuracy in figures["by_safety"].items()}
+    report |= {"unsafe_recall": recall}
+    report |= {"calibration_error": expected_calibration_error(figures["calibration"])}
+    return {f"{stage}/{name}".replace(" ", "_"): value for name, value in report.items() if value is not None}
 
 
 def tables(figures: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

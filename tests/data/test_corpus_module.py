@@ -74,6 +74,9 @@ def test_planted_held_out_documents_are_never_trained_on(make_data: MakeData, to
 def test_validation_holds_held_out_text_only_and_is_the_same_each_time(make_data: MakeData) -> None:
     data = ready(make_data())
     first, second = list(data.val_dataloader()), list(data.val_dataloader())
+    for loader in (data.test_dataloader(), data.predict_dataloader()):
+        for one, other in zip(loader, data.val_dataloader(), strict=True):
+            assert torch.equal(one.tokens, other.tokens)
     assert first and all(torch.equal(a.tokens, b.tokens) for a, b in zip(first, second, strict=True))
     held_out = {int(t) for file in data.val_files.values() for t in file.tokens}
     assert {int(t) for batch in first for t in batch.tokens.flatten()} <= held_out

@@ -175,6 +175,9 @@ def test_held_out_dialogues_are_not_trained_on_and_one_question_stays_on_one_sid
 def test_a_validation_file_is_read_whole(make_data: MakeData, write_rows) -> None:
     data = make_data(val=write_rows("val.jsonl", [row("q", "a"), row("p", "b")]))
     assert len(documents(list(data.val_dataloader()))) == 2
+    for loader in (data.test_dataloader(), data.predict_dataloader()):
+        for one, other in zip(loader, data.val_dataloader(), strict=True):
+            assert torch.equal(one.tokens, other.tokens)
     with pytest.raises(ValueError, match=r"data.val and data.val_fraction are both given"):
         make_data(val="x", val_fraction=0.1)
 

@@ -226,6 +226,9 @@ def test_questions_are_held_out_with_all_their_continuations(
         return [tuple(row[: row.index(2)][:-3]) for b in loader for row in b.tokens[: len(b.rating)].tolist()]
 
     train, val = questions(data.train_dataloader()), questions(data.val_dataloader())
+    for loader in (data.test_dataloader(), data.predict_dataloader()):
+        for one, other in zip(loader, data.val_dataloader(), strict=True):
+            assert torch.equal(one.tokens, other.tokens)
     assert len(train) + len(val) == 80 and len(val) > 8
     assert data.mix_report()["pairs"]["helpful"] == len(train)
 

@@ -83,6 +83,18 @@ def test_it_starts_at_margin_zero_and_the_margin_rises(policy, trainer, make):
         assert torch.equal(value, start[name]), name
 
 
+def test_test_logs_what_validation_does_and_predictions_are_implicit_rewards(policy, trainer, make):
+    module = DPOModule(policy, beta=BETA, lr=1e-2)
+    trainer(max_steps=3).fit(module, make.loader([pairs(4, seed=n) for n in range(3)]))
+    held_out = make.loader([pairs(4, seed=99)])
+    (validated,) = trainer().validate(module, held_out, verbose=False)
+    (tested,) = trainer().test(module, held_out, verbose=False)
+    assert tested == {name.replace("val/", "test/"): value for name, value in validated.items()}
+    (rewards,) = trainer().predict(module, held_out)
+    chosen, rejected = rewards.chunk(2)
+    assert (chosen - rejected).mean().item() == pytest.approx(validated["val/margin"], rel=1e-5)
+
+
 def test_in_bfloat16_it_learns_and_the_reference_stays(policy, trainer, make):
     module, losses = DPOModule(policy, beta=1.0, lr=1e-2), []
 

@@ -126,7 +126,7 @@ def test_logged_loss_is_the_mean_over_targets_and_tokens_add_up(config, trainer,
     assert run.callback_metrics["train/lr"].item() == pytest.approx(1e-2)
 
 
-def test_validation_weighs_by_target(config, trainer, make):
+def test_validation_and_test_weigh_by_target(config, trainer, make):
     batches = [
         make.tokens(targets=11, seed=1),
         make.tokens(targets=1, seed=2),
@@ -139,6 +139,8 @@ def test_validation_weighs_by_target(config, trainer, make):
     (logged,) = trainer().validate(module, make.loader(batches), verbose=False)
     assert logged["val/loss"] == pytest.approx((total / count).item(), rel=1e-5)
     assert logged["val/ppl"] == pytest.approx(math.exp((total / count).item()), rel=1e-5)
+    (tested,) = trainer().test(module, make.loader(batches), verbose=False)
+    assert tested == {"test/loss": logged["val/loss"], "test/ppl": logged["val/ppl"]}
 
 
 def test_a_step_never_makes_the_host_wait_for_the_device(config, make, monkeypatch):

@@ -342,6 +342,17 @@ def test_held_out_prompts_are_answered_alike_each_time(trainer, make, build):
     assert second.callback_metrics["val/reward"].item() == reward
 
 
+def test_test_answers_held_out_prompts_as_validation_does_and_predict_names_the_module_that_does(
+    trainer, make, build
+):
+    module, prompts = build(), [make.prompts(4)]
+    (validated,) = trainer().validate(module, make.loader(prompts), verbose=False)
+    (tested,) = trainer().test(module, make.loader(prompts), verbose=False)
+    assert tested == {name.replace("val/", "test/"): value for name, value in validated.items()}
+    with pytest.raises(ValueError, match="PPOModule predicts nothing: give RejectionSamplingModule"):
+        trainer().predict(module, make.loader(prompts))
+
+
 def test_a_dry_run_works(trainer, make, build):
     trainer(fast_dev_run=True).fit(build(), make.loader([make.prompts(4)]), make.loader([make.prompts(4)]))
 

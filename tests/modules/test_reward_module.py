@@ -200,6 +200,14 @@ def test_unrated_pairs_count_in_the_accuracy_and_in_that_of_no_rating(config, tr
     assert logged["val/loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_test_logs_what_validation_does_under_its_own_name(config, trainer, make):
+    module, batches = fresh(config), [make.pairs(8, seed=1), make.pairs(2, seed=2)]
+    (validated,) = trainer().validate(module, make.loader(batches), verbose=False)
+    (tested,) = trainer().test(module, make.loader(batches), verbose=False)
+    assert tested == {name.replace("val/", "test/"): value for name, value in validated.items()}
+    assert "test/accuracy" in tested
+
+
 def test_it_starts_from_the_backbone_of_a_chat_checkpoint(config, trainer, make, save):
     chat = PretrainModule(config)
     path = save(chat, "chat.ckpt")
