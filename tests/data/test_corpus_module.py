@@ -230,7 +230,15 @@ def test_an_error_in_a_worker_reaches_the_caller(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "option", [{"batch_size": 0}, {"seq_len": 0}, {"num_batches": 0}, {"val_fraction": 1.0}]
+    "option",
+    [
+        {"batch_size": 0},
+        {"seq_len": 1},
+        {"num_batches": 0},
+        {"val_fraction": 1.0},
+        {"val_batches": -1},
+        {"num_workers": -1},
+    ],
 )
 def test_options_without_meaning_are_refused_by_name(make_data: MakeData, option: dict) -> None:
     with pytest.raises(

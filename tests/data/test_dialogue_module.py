@@ -196,3 +196,13 @@ def test_training_on_the_last_answer_masks_the_others(
     data = make_data(write_rows("two.jsonl", [row("q", "alpha", "p", "omega")]), train_on="last_answer")
     [(tokens, mask)] = documents(list(data.train_dataloader()))
     assert tokenizer.decode([t for t, m in zip(tokens, mask, strict=True) if m]).strip() == "omega"
+
+
+def test_a_negative_number_of_workers_is_refused(make_data: MakeData) -> None:
+    with pytest.raises(ValueError, match=r"data\.num_workers is -1: give 0 or more"):
+        make_data(num_workers=-1)
+
+
+def test_a_row_of_one_token_is_refused(make_data: MakeData) -> None:
+    with pytest.raises(ValueError, match=r"data\.seq_len is 1: give 2 or more"):
+        make_data(seq_len=1)

@@ -273,3 +273,8 @@ def test_on_a_gpu_the_rows_of_a_batch_stay_whole(make_data: MakeData, write_rows
         assert packed is not None and packed.branches is None
         assert packed.document_ids.shape[1] <= batch.tokens.shape[1]
         assert int((packed.document_ids >= 0).sum()) == int(batch.lengths.sum())
+
+
+def test_a_negative_number_of_workers_is_refused(make_data: MakeData) -> None:
+    with pytest.raises(ValueError, match=r"data\.num_workers is -1: give 0 or more"):
+        make_data(num_workers=-1)

@@ -122,3 +122,8 @@ def test_a_forged_turn_is_refused_with_the_row(make_data: MakeData, write_rows) 
     with pytest.raises(ValueError, match=r"data.prompts: row 'evil': .*control tag"):
         make_data(path)
     assert make_data(path, tags="neutralise").rows
+
+
+def test_a_negative_number_of_workers_is_refused(make_data: MakeData) -> None:
+    with pytest.raises(ValueError, match=r"data\.num_workers is -1: give 0 or more"):
+        make_data(num_workers=-1)
