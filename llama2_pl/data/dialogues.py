@@ -123,6 +123,8 @@ class DialogueDataModule(NumberedDataModule):
         files = {part: TokenFile(folder / part) for part in ("train", "val")}
         if not len(files["train"]):
             raise ValueError(f"data.train: no dialogue to train on in {self.train}")
+        if self.val and not len(files["val"]):
+            raise ValueError(f"data.val: no dialogue in {self.val}")
         self._files = files
 
     def add_dialogues(

@@ -117,6 +117,8 @@ class PreferenceDataModule(NumberedDataModule):
         self._tokenizer_sha256 = tokenizer.sha256
         folder = self._folder(tokenizer)
         parts = {part: PairFile.open(folder / part) for part in ("train", "val")}
+        if self.val and not len(parts["val"].pool):
+            raise ValueError(f"data.val: no usable pair in {self.val}")
         there = until(parts["train"].batch, self.until_batch)
         self._pairs = there[choose_pairs(parts["train"].pool[there], self.kind, self.seed)]
         names = json.loads((folder / "names.json").read_text(encoding="utf-8"))

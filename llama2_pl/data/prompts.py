@@ -124,6 +124,8 @@ class PromptDataModule(NumberedDataModule):
             raise ValueError(
                 f"data.prompts: no prompt of at most {self.max_prompt_len} tokens in {self.prompts}"
             )
+        if self.val and len(kept) == self._num_train:
+            raise ValueError(f"data.val: no prompt of at most {self.max_prompt_len} tokens in {self.val}")
         self.rows = kept
         rank_zero_info(
             f"prompts: {self._num_train} to train on, {len(kept) - self._num_train} held out, {self.dropped} too long"

@@ -206,3 +206,8 @@ def test_a_negative_number_of_workers_is_refused(make_data: MakeData) -> None:
 def test_a_row_of_one_token_is_refused(make_data: MakeData) -> None:
     with pytest.raises(ValueError, match=r"data\.seq_len is 1: give 2 or more"):
         make_data(seq_len=1)
+
+
+def test_a_validation_file_without_a_row_is_refused(make_data: MakeData, write_rows) -> None:
+    with pytest.raises(ValueError, match=r"data\.val: no dialogue in .*empty\.jsonl"):
+        make_data(val=write_rows("empty.jsonl", []))

@@ -278,3 +278,8 @@ def test_on_a_gpu_the_rows_of_a_batch_stay_whole(make_data: MakeData, write_rows
 def test_a_negative_number_of_workers_is_refused(make_data: MakeData) -> None:
     with pytest.raises(ValueError, match=r"data\.num_workers is -1: give 0 or more"):
         make_data(num_workers=-1)
+
+
+def test_a_validation_file_without_a_row_is_refused(make_data: MakeData, write_rows) -> None:
+    with pytest.raises(ValueError, match=r"data\.val: no usable pair in .*empty\.jsonl"):
+        make_data(val=write_rows("empty.jsonl", []))

@@ -127,3 +127,8 @@ def test_a_forged_turn_is_refused_with_the_row(make_data: MakeData, write_rows) 
 def test_a_negative_number_of_workers_is_refused(make_data: MakeData) -> None:
     with pytest.raises(ValueError, match=r"data\.num_workers is -1: give 0 or more"):
         make_data(num_workers=-1)
+
+
+def test_a_validation_file_without_a_row_is_refused(make_data: MakeData, write_rows) -> None:
+    with pytest.raises(ValueError, match=r"data\.val: no prompt of at most 2048 tokens in .*empty\.jsonl"):
+        make_data(val=write_rows("empty.jsonl", []))
