@@ -6,8 +6,10 @@ import difflib
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 ALLOW_IMPORTS = "LLAMA2_PL_ALLOW_IMPORTS"
@@ -89,8 +91,34 @@ def _in_environment(text: str) -> bool:
     return any(len(value) > 7 and value in text for value in named)
 
 
+def check_config(path: str) -> None:
+    """Raise TypeError, which parsers report, with the file's name where it is no text, no YAML or no mapping."""
+    try:
+        root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise TypeError(f"{path}: no text file in UTF-8 (byte {error.start}); give a YAML file") from error
+    except yaml.YAMLError as error:
+        raise TypeError(
+            f"{path}{_yaml_problem(error)}; a config is YAML, `option: value` in each line"
+        ) from error
+    if not isinstance(root, yaml.MappingNode):
+        holds = "is empty" if root is None else f"holds a {root.id}"
+        raise TypeError(f"{path}: {holds}; a config is a mapping, `option: value` in each line")
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+    return f"{place}: {problem or str(error).splitlines()[0]}"
+
+
 class ShortErrors(ArgumentParser):
     """A parser whose errors are a line of advice: not the hundred lines of usage of a Trainer."""
+
+    def parse_path(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> Namespace:
+        if Path(path).is_file():  # a pipe can be read once
+            check_config(os.fspath(path))
+        return super().parse_path(path, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if debugging():

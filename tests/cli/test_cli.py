@@ -147,6 +147,36 @@ def test_an_unknown_key_of_a_config_is_refused(config: str, capsys: pytest.Captu
     assert "max_stepz" in refused(["fit", "--config", config, "--config", "extra.yaml"], capsys)
 
 
+@pytest.mark.parametrize("command", ["fit", "preview"])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is empty"),
+        (b"- 1\n", "holds a sequence"),
+        (b"a: 1\nb: c: d\n", "mine.yaml:2:5: mapping values are not allowed here"),
+        (b"a: \xf6\n", "no text file in UTF-8"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_named(
+    content: bytes, problem: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = tmp_path / "good.yaml", tmp_path / "mine.yaml"
+    good.write_text("{}")
+    bad.write_bytes(content)
+    message = refused([command, "-c", str(good), "--config", str(bad)], capsys)
+    assert "mine.yaml" in message and problem in message
+    assert "good.yaml" not in message and len(message.splitlines()) == 2
+
+
+def test_a_config_may_be_a_pipe(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the shell's `-c <(…)`: it can be read once."""
+    read, write = os.pipe()
+    os.write(write, b"trainer: {max_stepz: 3}")
+    os.close(write)
+    assert "max_stepz" in refused(["fit", "-c", config, "-c", f"/dev/fd/{read}"], capsys)
+    os.close(read)
+
+
 def test_an_unknown_option_of_a_model_is_refused(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "'learning_rate' is not accepted" in refused(
         ["fit", "-c", config, "--model.learning_rate=1"], capsys
