@@ -6,6 +6,8 @@ import difflib
 import os
 import re
 import sys
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -115,22 +117,63 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 class ShortErrors(ArgumentParser):
     """A parser whose errors are a line of advice: not the hundred lines of usage of a Trainer."""
 
+    command = "llama2-pl"
+    of_class: type = object
+
     def parse_path(self, path: str | os.PathLike, *args: Any, **kwargs: Any) -> Namespace:
         if Path(path).is_file():  # a pipe can be read once
             check_config(os.fspath(path))
         return super().parse_path(path, *args, **kwargs)
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        if self.exit_on_error:  # not the parser of a class, which does not know the command
+            ShortErrors.command = self.prog.replace(" [options]", "")
+        return super().parse_args(args, *rest, **kwargs)
+
+    def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> list[str]:
+        self.of_class = theclass
+        return super().add_class_arguments(theclass, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if debugging():
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
         options = [option for action in parser._actions for option in action.option_strings]
-        prog = parser.prog.replace(" [options]", "")
-        message = re.sub(r"(--[^\s=]+)=\S+", _without_secret, message)
-        sys.stderr.write(
-            f"{prog}: error: {message}{advice(message, options)}\n{prog} --help lists the options\n"
-        )
+        help_ = f"{self.command} --help lists"
+        if not parser.exit_on_error:
+            place, help_ = _of_class(self.of_class, self.command)
+            message = place + message
+        message = re.sub(r"(--[^\s=]+)=\S+", _without_secret, shortened(message))
+        sys.stderr.write(f"{self.command}: error: {message}{advice(message, options)}\n{help_} the options\n")
         raise SystemExit(2)
+
+
+# Where a class stands on a trainer's command line, by the name of its base.
+_PLACES = {
+    "LightningModule": "model",
+    "LightningDataModule": "data",
+    "Callback": "trainer.callbacks",
+    "Logger": "trainer.logger",
+}
+
+
+def _of_class(theclass: type, command: str) -> tuple[str, str]:
+    """Of an error inside a class: what stands before it, and which help lists the options."""
+    name, bases = theclass.__name__, {base.__name__ for base in theclass.__mro__}
+    key = next((key for base, key in _PLACES.items() if base in bases), None)
+    if key is None:
+        return f"{name}: ", f"{command} --help lists"
+    return f"--{key} {name}: ", f"{command} --help and {command} --{key}.help {name} list"
+
+
+def shortened(message: str) -> str:
+    """A message without the types that were tried, where a class name is wrong."""
+    wrong = r'Parser key "([^"]+)":.*Expected a dot import path string: (\S+)'
+    if (found := re.search(wrong, message, re.S)) is not None:
+        return f"--{found[1]} {found[2]}: no class has this name"
+    return re.sub(
+        r'Parser key "backbone":\s+Unable to load config .([^"\']*).\n.*', r"no file backbone \1", message
+    )
 
 
 def _without_secret(option: re.Match[str]) -> str:
@@ -142,9 +185,30 @@ def advice(message: str, options: list[str]) -> str:
     if "import path denylist" in message:
         return f"\nA config may name classes of {', '.join(_ALLOWED)}; set {ALLOW_IMPORTS}=yourpackage for your own."
     if (unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message)) is not None:
-        close = difflib.get_close_matches(unknown[1], options, n=1)
-        return f"; did you mean {close[0]}?" if close else ""
+        return did_you_mean(unknown[1], options)
+    if (unknown := re.search(r"Option '(\w+)' is not accepted$", message)) is not None:
+        return did_you_mean(unknown[1], [option.removeprefix("--") for option in options])
+    if (unknown := re.search(r"(\w+): no class has this name$", message)) is not None:
+        return did_you_mean(unknown[1], _class_names())
+    if (unknown := re.search(r"no file backbone (.*)$", message)) is not None:
+        presets = [file.name for file in files("llama2_pl.configs").joinpath("backbone").iterdir()]
+        close = difflib.get_close_matches(f"{unknown[1]}.yaml", presets, n=1)
+        return f"; presets are files, as $(llama2-pl configs)/backbone/{(close or ['7B.yaml'])[0]}"
     return ""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The known word nearest to one that is not, as the end of an error; nothing where none is near."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _class_names() -> list[str]:
+    # of a Trainer: a tool loads none of them
+    from llama2_pl.data import __all__ as data
+    from llama2_pl.modules import __all__ as modules
+
+    return [*modules, *data]
 
 
 def root_of(error: BaseException) -> BaseException:

@@ -177,6 +177,40 @@ def test_a_config_may_be_a_pipe(config: str, capsys: pytest.CaptureFixture[str])
     os.close(read)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.lrr", "3"], "--model PretrainModule: Option 'lrr' is not accepted; did you mean lr?"),
+        (["--model.lr", "abc"], '--model PretrainModule: Parser key "lr"'),
+        (["--model.backbone", "tiny"], "$(llama2-pl configs)/backbone/tiny.yaml"),
+        (["--model.backbone", "7BB"], "$(llama2-pl configs)/backbone/7B.yaml"),
+    ],
+)
+def test_an_error_inside_a_class_names_the_class_and_the_help_that_lists_its_options(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = refused(["fit", "--model", "PretrainModule", *options], capsys)
+    assert text.startswith("llama2-pl fit: error: ") and message in text
+    assert "llama2-pl fit --help and llama2-pl fit --model.help PretrainModule list the options" in text
+    assert len(text.splitlines()) <= 3
+
+
+def test_a_command_without_its_options_names_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "\nllama2-pl fit --help lists the options" in refused(["fit"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("--model=RewardModul", "RewardModule"), ("--data=PromptDataModul", "PromptDataModule")],
+)
+def test_a_misspelt_class_is_one_line_with_the_one_that_was_meant(
+    option: str, meant: str, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(["fit", "-c", config, option], capsys)
+    assert f"no class has this name; did you mean {meant}?" in message
+    assert len(message.splitlines()) == 2
+
+
 def test_an_unknown_option_of_a_model_is_refused(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "'learning_rate' is not accepted" in refused(
         ["fit", "-c", config, "--model.learning_rate=1"], capsys
