@@ -214,7 +214,8 @@ class CorpusDataModule(NumberedDataModule):
 def _checked_source(name: str, source: dict[str, Any]) -> dict[str, Any]:
     unknown = set(source) - set(SOURCE_KEYS)
     if unknown or "path" not in source:
-        wrong = f"unknown key {sorted(unknown)[0]!r}" if unknown else "no path"
+        replaced = "no path; a source is replaced as a whole: give path and weight together"
+        wrong = f"unknown key {sorted(unknown)[0]!r}" if unknown else replaced
         raise ValueError(f"data.sources.{name}: {wrong}; keys are {', '.join(SOURCE_KEYS)}, path is required")
     return {"weight": 1.0, "format": "auto", **source}
 

@@ -171,7 +171,7 @@ def test_the_length_of_the_run_comes_from_the_trainer(make_data: MakeData, make_
     ("sources", "says"),
     [
         ({}, "data.sources is empty"),
-        ({"web": {"weight": 1}}, r"data.sources.web: no path"),
+        ({"web": {"weight": 1}}, r"data.sources.web: no path.*path and weight together"),
         ({"web": {"path": "x", "wieght": 1}}, r"data.sources.web: unknown key 'wieght'"),
     ],
 )
