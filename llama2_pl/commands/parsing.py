@@ -184,6 +184,8 @@ def advice(message: str, options: list[str]) -> str:
     """What a parser's message leaves out: the option that was meant, or how to allow an import."""
     if "import path denylist" in message:
         return f"\nA config may name classes of {', '.join(_ALLOWED)}; set {ALLOW_IMPORTS}=yourpackage for your own."
+    if (missing := re.search(r"No module named '([^']+)'", message)) is not None:
+        return f"\nInstall {missing[1]}, or name the folder that it lies in: PYTHONPATH=. {ShortErrors.command} …"
     if (unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message)) is not None:
         return did_you_mean(unknown[1], options)
     if (unknown := re.search(r"Option '(\w+)' is not accepted$", message)) is not None:

@@ -415,3 +415,11 @@ def test_bf16_is_warned_of_where_the_processor_has_no_units_for_it(monkeypatch, 
     assert trainer.precision == "bf16-mixed"
     told = [str(warning.message) for warning in caught if "no units for bf16" in str(warning.message)]
     assert len(told) == (not units) and all("give auto" in words for words in told)
+
+
+def test_a_package_that_is_not_found_says_how_it_would_be(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LLAMA2_PL_ALLOW_IMPORTS", "nowhere_package")
+    message = refused(["fit", "-c", config, "--model", "nowhere_package.Mine"], capsys)
+    assert "Install nowhere_package" in message and "PYTHONPATH=." in message
