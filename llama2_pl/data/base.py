@@ -36,7 +36,8 @@ class NumberedDataModule(L.LightningDataModule):
 
     def __init__(self, batch_size: int, num_workers: int) -> None:
         super().__init__()
-        require_positive(batch_size=batch_size)
+        require_at_least(1, batch_size=batch_size)
+        require_at_least(0, num_workers=num_workers)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self._restored: Mapping[str, Any] = {}
@@ -138,11 +139,11 @@ def _processed(trainer: L.Trainer) -> Position:
     return Position(*(getattr(part, "processed") for part in (progress.total, progress.current)))  # noqa: B009
 
 
-def require_positive(**values: int | None) -> None:
-    """Raise ValueError naming the first option that is below 1; None is left out."""
+def require_at_least(least: int, **values: int | None) -> None:
+    """Raise ValueError naming the first option that is below ``least``; None is left out."""
     for name, value in values.items():
-        if value is not None and value < 1:
-            raise ValueError(f"data.{name} is {value}: give 1 or more")
+        if value is not None and value < least:
+            raise ValueError(f"data.{name} is {value}: give {least} or more")
 
 
 def require_share(val_fraction: float) -> None:

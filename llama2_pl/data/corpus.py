@@ -9,9 +9,8 @@ from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
-from llama2_pl.data.base import NumberedDataModule, require_positive, require_share
+from llama2_pl.data.base import NumberedDataModule, require_at_least, require_share
 from llama2_pl.data.cache import Files, as_paths, build_once, describe_files
-from llama2_pl.data.limits import require_at_least
 from llama2_pl.data.loader import BatchLoader
 from llama2_pl.data.mixing import CorpusMix, SourceLedger
 from llama2_pl.data.packed import MixedBatches
@@ -63,9 +62,9 @@ class CorpusDataModule(NumberedDataModule):
         super().__init__(batch_size, num_workers)
         # Not logged: Lightning raises when model and data have a hyper-parameter of one name and two values.
         self.save_hyperparameters(logger=False)
-        require_at_least(0, val_batches=val_batches, num_workers=num_workers)
+        require_at_least(0, val_batches=val_batches)
         require_at_least(2, seq_len=seq_len)  # a row of one token has no target
-        require_positive(num_batches=num_batches, max_tokens_per_source=max_tokens_per_source)
+        require_at_least(1, num_batches=num_batches, max_tokens_per_source=max_tokens_per_source)
         require_share(val_fraction)
         self.sources = {name: _checked_source(name, dict(source)) for name, source in sources.items()}
         if not self.sources:

@@ -9,9 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from llama2_pl.data.base import NumberedDataModule, require_positive, require_share
+from llama2_pl.data.base import NumberedDataModule, require_at_least, require_share
 from llama2_pl.data.cache import Files, build_once, describe_files, fingerprint
-from llama2_pl.data.limits import require_at_least
 from llama2_pl.data.loader import BatchLoader
 from llama2_pl.data.packed import DocumentSet, WholeBatches
 from llama2_pl.data.packing import RowPlan, pack_whole
@@ -91,9 +90,8 @@ class DialogueDataModule(NumberedDataModule):
         super().__init__(batch_size, num_workers)
         # Not logged: Lightning raises when model and data have a hyper-parameter of one name and two values.
         self.save_hyperparameters(logger=False)
-        require_at_least(0, num_workers=num_workers)
         require_at_least(2, seq_len=seq_len)  # a row of one token has no target
-        require_positive(epochs=epochs)
+        require_at_least(1, epochs=epochs)
         refuse_two_validation_sets(val, val_fraction)
         self.train = train
         self.tokenizer = tokenizer

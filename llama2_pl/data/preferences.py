@@ -11,10 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from llama2_pl.data.base import NumberedDataModule, require_positive
+from llama2_pl.data.base import NumberedDataModule, require_at_least
 from llama2_pl.data.cache import Files, as_paths, build_once, describe_files
 from llama2_pl.data.dialogues import opening, refuse_two_validation_sets
-from llama2_pl.data.limits import require_at_least
 from llama2_pl.data.loader import BatchLoader
 from llama2_pl.data.pairs import (
     NO_BATCH,
@@ -84,8 +83,7 @@ class PreferenceDataModule(NumberedDataModule):
         super().__init__(batch_size, num_workers)
         # Not logged: Lightning raises when model and data have a hyper-parameter of one name and two values.
         self.save_hyperparameters(logger=False)
-        require_at_least(0, num_workers=num_workers)
-        require_positive(max_len=max_len, epochs=epochs, until_batch=until_batch)
+        require_at_least(1, max_len=max_len, epochs=epochs, until_batch=until_batch)
         refuse_two_validation_sets(val, val_fraction)
         if default_rating not in range(4):
             raise ValueError(f"data.default_rating is {default_rating}: give 0 (significantly better) to 3")

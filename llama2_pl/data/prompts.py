@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 
-from llama2_pl.data.base import NumberedDataModule, require_positive
+from llama2_pl.data.base import NumberedDataModule, require_at_least
 from llama2_pl.data.batches import PromptBatch
 from llama2_pl.data.cache import Files, describe_files, fingerprint
 from llama2_pl.data.dialogues import opening, refuse_two_validation_sets
-from llama2_pl.data.limits import require_at_least
 from llama2_pl.data.loader import BatchLoader
 from llama2_pl.data.readers import PromptRow, read_prompts
 from llama2_pl.data.sampling import RowStream, is_held_out
@@ -88,8 +87,7 @@ class PromptDataModule(NumberedDataModule):
         super().__init__(batch_size, num_workers)
         # Not logged: Lightning raises when model and data have a hyper-parameter of one name and two values.
         self.save_hyperparameters(logger=False)
-        require_at_least(0, num_workers=num_workers)
-        require_positive(num_batches=num_batches, max_prompt_len=max_prompt_len)
+        require_at_least(1, num_batches=num_batches, max_prompt_len=max_prompt_len)
         refuse_two_validation_sets(val, val_fraction)
         self.prompts = prompts
         self.tokenizer = tokenizer
