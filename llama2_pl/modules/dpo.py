@@ -40,6 +40,7 @@ class DPOModule(GlobalMeanModule):
         policy_backbone: size of the policy; read from its file.
     """
 
+    batch_type = PreferenceBatch
     policy: LanguageModel
 
     def __init__(

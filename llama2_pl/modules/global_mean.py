@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from llama2_pl.modules.base import LlamaModule, scale_gradients
+from llama2_pl.modules.base import scale_gradients
+from llama2_pl.modules.batch_type import BatchTypeModule
 
 # What a micro-batch's summed loss is divided by before the backward pass, only to keep numbers near those of
 # a mean. Any constant gives the same step; a power of two does so without rounding.
@@ -24,7 +25,7 @@ class WindowLoss(NamedTuple):
     """() how many these are."""
 
 
-class GlobalMeanModule(LlamaModule):
+class GlobalMeanModule(BatchTypeModule):
     """Base of the modules that learn from targets or from pairs.
 
     Averaging per micro-batch would weigh a target by the company it is in: with answers of unequal length, or a last

@@ -18,6 +18,7 @@ from llama2_pl.objectives.language import next_token_loss_from_hidden, predictin
 class LanguageModule(GlobalMeanModule):
     """Pretraining and SFT: the same loss, on other tokens; of a step it is the mean over all its targets."""
 
+    batch_type = Batch
     model: LanguageModel
 
     def __init__(self) -> None:

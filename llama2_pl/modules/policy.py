@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from llama2_pl.checkpoints.ours import load_reward_model
+from llama2_pl.data.batches import PromptBatch
 from llama2_pl.evaluation.scoring import score_passes, score_rows
 from llama2_pl.generation.sampler import Rollout
 from llama2_pl.model.heads import LanguageModel, ScalarModel
-from llama2_pl.modules.base import LlamaModule
+from llama2_pl.modules.batch_type import BatchTypeModule
 from llama2_pl.objectives.reward import combined_reward
 from llama2_pl.text.tokenizer import Tokenizer
 
@@ -38,13 +39,14 @@ class Scored(NamedTuple):
     from_safety: Tensor  # bool: the combined score is the safety model's
 
 
-class PolicyModule(LlamaModule):
+class PolicyModule(BatchTypeModule):
     """Base of PPOModule and RejectionSamplingModule.
 
     Reads from its hyper-parameters: policy, policy_backbone, helpfulness_reward, safety_reward, tokenizer,
     safety_threshold, scoring_batch.
     """
 
+    batch_type = PromptBatch
     policy: LanguageModel
     rewards: RewardModels | None = None
 

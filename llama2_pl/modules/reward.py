@@ -63,6 +63,7 @@ class RewardModule(GlobalMeanModule):
         weight_decay: of every matrix; gains of norms do not decay.
     """
 
+    batch_type = PreferenceBatch
     model: ScalarModel
 
     def __init__(
