@@ -291,7 +291,7 @@ class GhostAttention(L.Callback):
         advice = (
             "the model seldom keeps its instructions, or its answers do not end within max_new_tokens "
             f"{self.max_new_tokens}, or the dialogues leave no room for them: raise samples or attempts, use simpler "
-            "constraints, fewer turns, or check=False"
+            f"constraints or fewer turns{', or set check to false' if self.check else ''}"
         )
         if kept == 0:
             raise ValueError(

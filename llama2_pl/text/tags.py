@@ -80,6 +80,6 @@ def guard(text: str, role: str, index: int, policy: TagPolicy) -> str:
     if found:
         raise ValueError(
             f"message {index} ({role}) holds the control tag {found[0].text!r} at character {found[0].start}, "
-            'which could forge a turn: remove it, or pass tags="neutralise"'
+            "which could forge a turn: remove it, or set the option tags to neutralise where there is one"
         )
     return text

@@ -122,7 +122,7 @@ def test_malformed_rows_stop_unless_they_may_be_skipped(
 ) -> None:
     rows = [hh(f"q{n}") for n in range(39)] + [{"chosen": 1, "rejected": "b"}]
     path, out = written(tmp_path / "rows.jsonl.gz", rows), tmp_path / "out"
-    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz:40: key 'chosen' is int 1.*strict=False"):
+    with pytest.raises(ValueError, match=r"rows\.jsonl\.gz:40: key 'chosen' is int 1.*strict: false"):
         convert_pairs([path], str(out))
     convert_pairs([path], str(out), val_fraction=0.0, strict=False)
     assert len(pairs_in(out, "train")) == 39

@@ -39,7 +39,7 @@ def test_each_fault_is_reported_with_file_and_line(tmp_path: Path, fault: str) -
     bad, message = FAULTS[fault]
     path = tmp_path / "rows.jsonl"
     path.write_bytes(GOOD + b"\n" + bad + b"\n" + GOOD + b"\n")
-    with pytest.raises(ValueError, match=rf"rows\.jsonl:2: .*{message}.*strict=False"):
+    with pytest.raises(ValueError, match=rf"rows\.jsonl:2: .*{message}.*strict: false"):
         list(read_dialogues(path, limits=SMALL))
     report = ReadReport()
     assert len(list(read_dialogues(path, strict=False, report=report, limits=SMALL))) == 2

@@ -120,7 +120,9 @@ def parse_rows(raws: Iterable[Raw], parse: Callable[[Raw], Iterable[T]], how: Re
 
 def _skip(error: str, how: Reading) -> None:
     if how.strict:
-        raise ValueError(f"{error} (strict=False skips and counts such rows)") from None
+        raise ValueError(
+            f"{error} (where the source or command has the option, strict: false skips and counts such rows)"
+        ) from None
     how.report.malformed += 1
     if len(how.report.examples) < 10:
         how.report.examples.append(error)
