@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from typing import Any
 
@@ -36,6 +37,16 @@ def usage() -> str:
     )
 
 
+def unknown_command(word: str) -> str:
+    """The error for a word that is no command: those that begin with it, or the nearest."""
+    known = [*TRAINER_COMMANDS, *TOOLS]
+    longer = [name for name in known if name.startswith(f"{word} ")]
+    meant = longer or difflib.get_close_matches(word, known, n=1)
+    what = f"{word!r} begins a command" if longer else f"unknown command {word!r}"
+    advice = f"; did you mean {', '.join(meant)}?" if meant else ""
+    return f"llama2-pl: {what}{advice}\nllama2-pl --help lists the commands"
+
+
 def refuse_secrets(config: Any) -> None:
     """ValueError, without its value, where a config holds a password or key; for what drives `main`."""
     from llama2_pl.commands import parsing  # jsonargparse: imported when a command runs
@@ -61,5 +72,5 @@ def main(args: list[str] | None = None) -> None:
     elif (found := find_tool(args)) is not None:
         run_tool(*found)
     else:
-        print(f"llama2-pl: unknown command {args[0]!r}; llama2-pl --help lists the commands", file=sys.stderr)
+        print(unknown_command(args[0]), file=sys.stderr)
         raise SystemExit(2)

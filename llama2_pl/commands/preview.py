@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 from llama2_pl.data.readers import read_dialogues
@@ -28,5 +29,11 @@ def preview(
         tags: what to do with control tags in the text.
         ids: put each token's number after its piece.
     """
-    dialogs = islice(read_dialogues(file), limit)
+    if limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1")
+    if Path(file).is_dir():
+        raise ValueError(f"{file} is a folder; give one file of dialogues")
+    dialogs = list(islice(read_dialogues(file), limit))
+    if not dialogs:
+        raise ValueError(f"{file} holds no dialogue to show")
     print_preview(dialogs, Tokenizer(tokenizer), train_on=train_on, tags=tags, ids=ids)

@@ -10,7 +10,7 @@ from llama2_pl.text.tokenizer import train_tokenizer
 
 
 def train_tokenizer_on_files(
-    files: list[str],
+    files: str | list[str],
     out: str,
     vocab_size: int = 32_000,
     format: str = "auto",
@@ -22,7 +22,7 @@ def train_tokenizer_on_files(
     """Write tokenizer.model and tokenizer.vocab with Llama 2's options (§2.1).
 
     Args:
-        files: files, folders or globs of documents.
+        files: one or a list of files, folders or globs of documents.
         out: folder for the tokenizer.
         vocab_size: pieces in all, control pieces and bytes among them.
         format: of the documents, as for the corpus; "auto" looks.
@@ -31,6 +31,7 @@ def train_tokenizer_on_files(
         seed: of that sample.
         num_threads: of the trainer.
     """
+    files = [files] if isinstance(files, str) else files
     texts = itertools.chain.from_iterable(_texts(path, format, max_characters_per_file) for path in files)
     tokenizer = train_tokenizer(
         texts,

@@ -20,7 +20,8 @@ from llama2_pl import __main__ as process
 from llama2_pl.callbacks.common import RunStopped
 from llama2_pl.cli import main
 from llama2_pl.commands.parsing import advice, allowed_imports
-from llama2_pl.commands.registry import TOOLS, find_tool, load
+from llama2_pl.commands.preview import preview
+from llama2_pl.commands.registry import TOOLS, find_tool, load, parse_tool
 from llama2_pl.commands.training import SaveRunConfig
 from llama2_pl.modules import trainer as trainers
 
@@ -420,6 +421,33 @@ def test_bf16_is_warned_of_where_the_processor_has_no_units_for_it(monkeypatch, 
 def test_a_package_that_is_not_found_says_how_it_would_be(
     config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("LLAMA2_PL_ALLOW_IMPORTS", "nowhere_package")
+    monkeypatch.setenv("LLAMA2_PL_ALLOW_IMPORTS", "users_package,nowhere_package")
     message = refused(["fit", "-c", config, "--model", "nowhere_package.Mine"], capsys)
     assert "Install nowhere_package" in message and "PYTHONPATH=." in message
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("fitt", "fit"), ("tokenizer", "tokenizer train"), ("data", "data default, data pairs")],
+)
+def test_a_word_that_is_no_command_names_those_that_were_meant(
+    word: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"did you mean {meant}?" in refused([word], capsys)
+
+
+def test_preview_refuses_what_it_cannot_show(tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    for file, limit, problem in (
+        (tmp_path, 3, "is a folder"),
+        (empty, 3, "no dialogue"),
+        (empty, -1, "limit is -1"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            preview(str(file), "unread", limit)
+
+
+def test_tokenizer_train_takes_one_file() -> None:
+    options = parse_tool("tokenizer train", ["--files", "one.txt", "--out", "o"])
+    assert options["files"] == "one.txt"
