@@ -69,6 +69,10 @@ def check_tensors(where: Path, expected: Shapes, found: Shapes) -> None:
         raise ValueError(f"{where}: {name} {list(found[name])} has no place in a model of this configuration")
     for name, shape in expected.items():
         if tuple(found[name]) != tuple(shape):
+            if name == "head.weight" and 1 in (found[name][0], shape[0]):
+                kinds = ("reward model", "language model")
+                is_, wanted = kinds if found[name][0] == 1 else kinds[::-1]
+                raise ValueError(f"{where}: this is a {is_}; give a {wanted}")
             raise ValueError(
                 f"{where}: {name} is {list(found[name])} and the configuration asks for {list(shape)}"
             )

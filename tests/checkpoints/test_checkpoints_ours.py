@@ -10,6 +10,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.utils.data import DataLoader
 
+from llama2_pl.checkpoints.networks import check_tensors
 from llama2_pl.checkpoints.ours import export_checkpoint, load_language_model, load_reward_model
 from llama2_pl.data.batches import Batch
 from llama2_pl.model.config import PRESETS, ModelConfig
@@ -146,3 +147,12 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
         load_language_model(tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="no 'backbone' in its hyper-parameters"):
         load_language_model(saved(tmp_path / "foreign.ckpt", {}, {"lr": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "says"),
+    [(1, 512, "this is a reward model; give a language model"), (512, 1, "this is a language model; give a")],
+)
+def test_a_model_of_the_other_kind_is_called_what_it_is(found: int, expected: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        check_tensors(Path("x.ckpt"), {"head.weight": (expected, 32)}, {"head.weight": (found, 32)})
