@@ -73,7 +73,7 @@ def evaluate(
     gatt_models: dict[str, str] | None = None,
     gatt_cases: str | None = None,
     gatt_turns: Sequence[int] = (1, 2, 3, 4),
-    sampler: str = "gatt",
+    sampler: str | None = None,
     temperatures: Sequence[float] = (0.7, 1.0, 1.3),
     samples: int = 16,
     best_of_n_prompts: int = 48,
@@ -100,10 +100,10 @@ def evaluate(
         gatt_models: checkpoints by name whose hold on an instruction is compared; those without Ghost Attention first.
         gatt_cases: conversations with an instruction and its check.
         gatt_turns: turns at which the instruction is checked; the paper's are 2, 4, 6 and 20.
-        sampler: which of `models` the best-of-N curves are drawn for.
+        sampler: which of `models` the best-of-N curves are drawn for; None: the first.
         temperatures: of the best-of-N curves; the gold score is taken at the middle one.
         samples: largest N of those curves.
-        best_of_n_prompts: prompts of those curves.
+        best_of_n_prompts: prompts of those curves; 0: none of that.
         answers_per_prompt: of each model, when models are compared; more of them, less noise.
         limit: use only the first prompts of each file.
         max_new_tokens: longest answer.
@@ -113,12 +113,15 @@ def evaluate(
         noise: of the simulated annotators whose agreement is measured; give what `collect` rated the run's pairs with.
         hardware: device and precision.
     """
+    drawn_by = sampler or next(iter(models))
+    if drawn_by not in models:
+        raise ValueError(f"sampler is {drawn_by!r}; it must be one of models: {', '.join(models)}")
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
     ask = (judges, Speaker(words := judges.tokenizer, max_new_tokens, seed))
     networks = {name: hardware.load(path, words) for name, path in models.items()}
     rows = prompts_that_fit(prompts, limit, judges, next(iter(networks.values())), max_new_tokens)
     results = {"about": about} | compare_models(networks, rows, *ask, answers_per_prompt)
-    results |= best_of_n(networks.get(sampler), rows[:best_of_n_prompts], *ask, temperatures, samples, noise)
+    results |= best_of_n(networks[drawn_by], rows[:best_of_n_prompts], *ask, temperatures, samples, noise)
     results |= ghost_attention(gatt_models, gatt_cases, gatt_turns, words, max_new_tokens, hardware=hardware)
     _finish(results | reward_models(judges, helpful_pairs, safety_pairs), Path(out))
 
@@ -167,7 +170,7 @@ def compare_models(
 
 
 def best_of_n(
-    model: LanguageModel | None,
+    model: LanguageModel,
     rows: Sequence[PromptTask],
     judges: Judges,
     speak: Speaker,
@@ -179,9 +182,9 @@ def best_of_n(
 
     The curves are of all samples (our reading of the figures); `reward_of_taken` is that of the best of those that
     rejection sampling may take, by temperature.
-    Also how well annotators of this noise agree on pairs of samples, where it is given; {} without a model.
+    Also how well annotators of this noise agree on pairs of samples, where it is given; {} without prompts.
     """
-    if model is None:
+    if not rows:
         return {}
     rewards, taken, gold, spoken = {}, {}, {}, {}
     for temperature in temperatures:

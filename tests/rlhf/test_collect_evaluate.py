@@ -319,7 +319,7 @@ def few(run: Run, folder: Path, asked: list[dict]) -> dict:
         out=str(out),
         limit=6,
         max_new_tokens=4,
-        sampler="none of them",
+        best_of_n_prompts=0,
     )
     return json.loads(out.read_text(), parse_constant=not_json)
 
