@@ -63,7 +63,8 @@ class GhostAttention(L.Callback):
         turns: most user turns of a dialogue; each has from 2 to this many.
         max_constraints: most constraints joined to one instruction; those of one kind exclude each other.
         samples: answers sampled per question, of which one is taken.
-        attempts: draw at most so many times `num_dialogues` dialogues.
+        attempts: rounds of drawing; each replaces the dialogues that the round before could not finish. Also the rounds
+            in which the model is asked for hobbies and public figures.
         shorten_probability: how often the instruction is learned in its short form.
         history: "original" or "resampled", see `build_dialogues`.
         place: where the instruction is learned: "system" message or first "user" message.

@@ -85,6 +85,6 @@ def _import_codecarbon() -> Any:
         import codecarbon
     except ImportError as error:
         raise ImportError(
-            f'codecarbon cannot be imported ({error}): pip install llama2-pl[carbon], or take backend="watts"'
+            f"codecarbon cannot be imported ({error}): pip install 'llama2-pl[carbon]', or take backend=\"watts\""
         ) from error
     return codecarbon

@@ -42,7 +42,7 @@ def chat(
     """Talk to a checkpoint in the terminal; /quit or the end of the input ends it.
 
     Args:
-        checkpoint: a checkpoint of any language-model stage.
+        checkpoint: a checkpoint of any language-model stage, or a Hugging Face folder.
         tokenizer: its tokenizer.model; looked for beside the checkpoint when not given.
         system: system message, held over the whole conversation.
         temperature: of sampling; 0 is greedy.

@@ -60,7 +60,7 @@ def load_language_model(
     trust_checkpoint: bool = False,
     tokenizer: Tokenizer | None = None,
 ) -> LanguageModel:
-    """The language model in a checkpoint of ours (pretraining, SFT, PPO) or a Hugging Face or Meta folder.
+    """The language model in a checkpoint of ours (pretraining, SFT, DPO, PPO) or a Hugging Face or Meta folder.
 
     Args:
         path: of the checkpoint.
@@ -101,8 +101,10 @@ def export_checkpoint(
 ) -> None:
     """Write the language model of a checkpoint as a Hugging Face folder, for transformers and vLLM.
 
+    In float32, 4 bytes a parameter.
+
     Args:
-        checkpoint: a .ckpt, one file or sharded, of pretraining, SFT or PPO, or a Meta folder.
+        checkpoint: a .ckpt, one file or sharded, of pretraining, SFT, DPO or PPO, or a Meta folder.
         out: the folder to write; new or empty.
         tokenizer: the tokenizer.model to put beside the weights, with the chat template.
         trust_checkpoint: read Meta's .pth files, which are pickles; other commands read what this one writes.

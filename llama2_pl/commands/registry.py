@@ -55,7 +55,8 @@ TOOLS: dict[str, Tool] = {
     "rlhf compare": Tool("llama2_pl.rlhf.versions:compare_versions", "all versions on held-out prompts"),
     "rlhf study": Tool("llama2_pl.rlhf.study:study", "one loop with overrides and several seeds, one table"),
     "winners": Tool(
-        "llama2_pl.modules.rejection_sampling:merge_winners", "merge best-of-K answers of all iterations"
+        "llama2_pl.modules.rejection_sampling:merge_winners",
+        "the best answer to each prompt, as dialogues to fine-tune on",
     ),
     "reward-scaling": Tool(
         "llama2_pl.rlhf.scaling:reward_scaling", "reward accuracy by weekly batch and model size (Fig. 6)"

@@ -33,7 +33,7 @@ class TrainingParser(ShortErrors, LightningArgumentParser):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Save the config of each run as `config-<time>-<pid>.yaml` in the run's folder.
+    """Save the config of each run as `config-<time>-<pid>.yaml` in the folder of the run's first logger.
 
     Lightning's own refuses to start in a folder that has a config.yaml, so a second run or a resume there aborts;
     `overwrite` would lose the first run's. A name per run needs neither.

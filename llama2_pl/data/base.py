@@ -179,7 +179,7 @@ def refuse_changes(
             back = f"set data.{key} back"
         raise ValueError(
             f"{what}, so its position in the data has no meaning here: {back} to resume, or start a new run from the "
-            "weights alone (load_from_checkpoint, and fit without ckpt_path)"
+            "weights alone (model.init_from, without ckpt_path)"
         )
 
 
@@ -210,7 +210,7 @@ def _refuse_other_window(state: Mapping[str, Any], trainer: L.Trainer | None) ->
         raise ValueError(
             f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches} and the checkpoint was trained with "
             f"{old}, so its steps are of another size: set it back to resume, or start a new run from the weights "
-            "alone (load_from_checkpoint, and fit without ckpt_path)"
+            "alone (model.init_from, without ckpt_path)"
         )
 
 

@@ -61,7 +61,7 @@ class PromptDataModule(NumberedDataModule):
         batch_size: prompts per batch over all devices.
         num_batches: batches (PPO iterations) of the run; None: as many as see each prompt once.
         max_prompt_len: most tokens of a prompt. Longer ones lose their oldest turns, or are left out and counted.
-            Our choice: half of the context, so that an answer has the other half.
+            Our choice: 2048, half of Llama 2's context; give less for a model with a shorter one.
         val: files of held-out prompts.
         val_fraction: share of ``prompts`` held out instead, by a hash of the first user message.
         tags: what to do with a message that holds [INST] and the like: "refuse" or "neutralise".

@@ -19,7 +19,7 @@ def train_tokenizer_on_files(
     seed: int = 0,
     num_threads: int = 2,
 ) -> None:
-    """Write tokenizer.model and tokenizer.vocab with Llama 2's options (§2.1).
+    """Write tokenizer.model and tokenizer.vocab with Llama 2's options (§2.2).
 
     Args:
         files: one or a list of files, folders or globs of documents.

@@ -60,7 +60,11 @@ class GlobalMeanModule(BatchTypeModule):
         Lightning has divided by accumulate_grad_batches, and averaged over the ranks. The numbers stay tensors: to
         read one would make the host wait for the GPU in every step.
         """
-        assert self._window is not None
+        if self._window is None:
+            raise RuntimeError(
+                "training_step has not called backward_part: return self.backward_part(loss_sum, count, tokens), or "
+                "override on_before_optimizer_step too (docs/import_into_your_project.md)"
+            )
         loss_sum, count, tokens = self.sum_over_ranks(self._window)
         self._window = None
         count = count.clamp(min=1.0)

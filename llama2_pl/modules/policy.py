@@ -43,7 +43,7 @@ class PolicyModule(BatchTypeModule):
     """Base of PPOModule and RejectionSamplingModule.
 
     Reads from its hyper-parameters: policy, policy_backbone, helpfulness_reward, safety_reward, tokenizer,
-    safety_threshold, scoring_batch.
+    safety_threshold, scoring_batch, max_new_tokens.
     """
 
     batch_type = PromptBatch

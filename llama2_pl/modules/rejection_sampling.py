@@ -276,6 +276,8 @@ def merge_winners(folder: str | list[str], out: str) -> int:
     dialogues = [_winning_dialogue(row, name) for name in folders for row in read_rows(name)]
     winners = [dialogue for dialogue in dialogues if dialogue is not None]
     write_text(out, "".join(json.dumps(d, ensure_ascii=False) + "\n" for d in winners))
+    without = len(dialogues) - len(winners)
+    print(f"{out}: {len(winners)} winners; {without} prompts have no answer that ended by itself")
     return len(winners)
 
 

@@ -57,7 +57,7 @@ def rlhf(
         options: by training stage, what wins over its configs: {ppo: {model.beta: 0.02}}.
         ratings: how preferences are collected.
         sampling: rejection sampling and its pool.
-        every: how often is saved and looked.
+        every: how often checkpoints are saved and held-out prompts answered.
         start: a folder to start from.
         versions: how many; more can be added later.
         ppo_from: first version with PPO on top of rejection sampling; the paper's first four had none.

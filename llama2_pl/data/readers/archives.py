@@ -47,7 +47,7 @@ def parquet_rows(path: Path, column: str, how: Reading) -> Iterator[Raw]:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(
-            f"{how.name}: reading parquet needs pyarrow: pip install llama2-pl[data]"
+            f"{how.name}: reading parquet needs pyarrow: pip install 'llama2-pl[data]'"
         ) from error
     try:
         names = pyarrow.parquet.read_schema(path).names
