@@ -329,6 +329,12 @@ def test_energy_of_other_nodes_is_added_and_one_that_cannot_tell_makes_it_unknow
 
     assert others([0.5, 0]) == pytest.approx(0.5)
     assert others([0.5, 1]) is None
+    # a process that leaves its node's energy to another one has none of its own, and hides no other
+    footprint, second = CarbonFootprint(backend="watts"), types.SimpleNamespace(is_global_zero=False)
+    second.local_rank, second.num_nodes, second.strategy = 1, 2, Strategy([0.5, 0])
+    footprint._begin(Path("unused"), 4, 400.0, second)  # type: ignore[arg-type]
+    footprint._update(second)  # type: ignore[arg-type]
+    assert footprint.totals["kwh"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,15 @@ def test_it_stops_after_its_patience_and_keeps_the_policy_of_the_peak(
     ]
 
 
+def test_its_patience_begins_anew_with_each_best(
+    tokenizer: Tokenizer, tiny: ModelConfig, tmp_path: Path, make_trainer
+) -> None:
+    values = iter([0.0, -1.0, 1.0, 0.0, 2.0, 1.0, 1.0])  # never two looks without a new best but at the end
+    callback = stopper(tokenizer, tmp_path, reward=lambda prompts, answers: [next(values)] * 3)
+    make_trainer(callback, max_epochs=1).fit(Drift(tiny), loader(20))
+    assert (callback.best_iteration, callback.iterations) == (8, 12)
+
+
 def test_the_starting_policy_is_the_best_where_nothing_beats_it(
     tokenizer: Tokenizer, tiny: ModelConfig, tmp_path: Path, make_trainer
 ) -> None:
@@ -120,6 +129,17 @@ def test_a_policy_beyond_the_kl_limit_is_not_kept_however_high_its_reward(
     make_trainer(callback, max_epochs=1).fit(Drift(tiny, step=20.0), loader(20))
     assert (callback.iterations, callback.best_iteration) == (2, 0)
     assert "kl_limit" in callback.stopping_reason
+
+
+def test_a_kl_that_is_no_number_is_beyond_every_limit(
+    tokenizer: Tokenizer, tiny: ModelConfig, tmp_path: Path, make_trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([HeldOut(0.0, 0.0, 3.0, 1.0), HeldOut(1.0, math.nan, 3.0, 1.0)])
+    monkeypatch.setattr(early_stopping, "look", lambda *_: next(looks))
+    callback = stopper(tokenizer, tmp_path, kl_limit=1e9)
+    make_trainer(callback, max_epochs=1).fit(Drift(tiny), loader(20))
+    assert (callback.iterations, callback.best_iteration) == (2, 0)
+    assert callback.stopping_reason == "KL nan is above kl_limit 1e+09"
 
 
 def test_answers_that_grow_or_shrink_beyond_the_limit_stop_it(

@@ -30,7 +30,7 @@ from llama2_pl.data.dialogues import DialogueDataModule
 from llama2_pl.data.readers import read_dialogues
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
-from llama2_pl.text import Dialog, Tokenizer, encode_dialog
+from llama2_pl.text import Dialog, Tokenizer, encode_dialog, encode_prompt
 from llama2_pl.text.constraints import Constraint, read_constraints
 
 CAPITALS = Constraint("Always answer in capitals.", "Style: capitals.", "capitals")
@@ -109,6 +109,7 @@ def test_plans_shorten_half_of_the_time_and_combine_what_may_stand_together() ->
     assert abs(sum(p.shortened for p in plans) / 2000 - 0.5) < 0.045
     assert {len(p.turns) for p in plans} == {2, 3, 4} and {len(p.constraints) for p in plans} == {1, 2, 3}
     assert not [p for p in plans if meow in p.constraints and arrr in p.constraints]
+    assert all(len(set(p.constraints)) == len(p.constraints) for p in plans)
     assert any(p.constraints == (AHOY, CAPITALS) for p in plans)
     never, always = (draw_plan(sources, [AHOY], 2, 1, share, rng) for share in (0.0, 1.0))
     assert (never.shortened, always.shortened) == (False, True)
@@ -461,6 +462,38 @@ def test_dialogues_without_room_for_an_answer_are_left_out(
     torch.manual_seed(0)
     with pytest.raises(ValueError, match="leave no room"):
         ghost(max_new_tokens=250, attempts=1).build(LanguageModel(tiny), tokenizer)
+
+
+def test_an_answer_may_take_the_rest_of_the_context_and_no_token_more(
+    tiny: ModelConfig, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialog, asked, generate = Dialog.of([("user", "Who are you?")]), [], gatt_sampling.generate
+    monkeypatch.setattr(
+        gatt_sampling,
+        "generate",
+        lambda *given, **how: (asked.append(how["max_new_tokens"]), generate(*given, **how))[1],
+    )
+    room = tiny.max_seq_len - len(encode_prompt(dialog, tokenizer))
+    for most in (room, room + 1):
+        how = gatt_sampling.ChatSampling(1, most, 0.0, 1.0, 8)
+        gatt_sampling.chat_sampler(LanguageModel(tiny), tokenizer, torch.Generator(), how)([dialog])
+    assert asked == [room]
+
+
+def test_dialogues_whose_writing_failed_are_not_taken_for_those_of_the_notes(
+    ghost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_) -> None:
+        raise OSError(28, "No space left on device")
+
+    callback = ghost()
+    notes = callback.out.with_name(f"{callback.out.name}.meta.json")
+    notes.parent.mkdir()
+    notes.write_text("{}")
+    monkeypatch.setattr(ghost_attention, "write_jsonl", full)
+    with pytest.raises(OSError, match="No space left"):
+        callback._write([], [], {})
+    assert not notes.exists()
 
 
 def test_a_data_module_that_takes_no_dialogues_is_told_what_is_wanted(

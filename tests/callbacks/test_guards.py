@@ -88,6 +88,25 @@ def test_a_spike_is_found_before_the_update_and_the_state_survives_a_resume(tmp_
     assert again.events == guard.events and list(again.usual)[: len(guard.usual)] == list(guard.usual)
 
 
+def test_what_was_bad_is_no_part_of_what_is_usual(tmp_path):
+    guard = LossGuard(warmup=3)
+    with pytest.warns(UserWarning, match="the update is left out"):
+        fit(tmp_path, Line({3: 50.0, 4: float("nan"), 6: 50.0}), guard)
+    assert [(event.step, event.kind) for event in guard.events] == [(3, "spike"), (4, "loss"), (6, "spike")]
+    assert len(guard.usual) == 5 and max(guard.usual) < 10
+
+
+def test_negative_losses_have_spikes_too_and_no_loss_of_theirs_is_one(tmp_path):
+    class Below(Line):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) - 10
+
+    guard = LossGuard(warmup=3)
+    with pytest.warns(UserWarning, match="the loss is"):
+        fit(tmp_path, Below({6: 200.0}), guard)
+    assert [(event.step, event.kind) for event in guard.events] == [(6, "spike")]
+
+
 def test_a_batch_with_many_targets_is_no_spike_and_values_are_mean_losses(tmp_path):
     tokens = torch.randint(3, 60, (8, 1, 33), generator=torch.Generator().manual_seed(0))
     counts = [2, 2, 2, 2, 2, 2, 32, 2]

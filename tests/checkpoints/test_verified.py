@@ -265,6 +265,20 @@ def test_a_move_takes_the_hash_along(path):
     assert not new.exists() and not hash_file(new).exists()
 
 
+def test_at_every_moment_of_a_move_a_whole_checkpoint_stands_there(path, monkeypatch):
+    new, replace, found = path.with_name(".last.ckpt.new"), os.replace, []
+    write_checkpoint(content(1), path)
+    write_checkpoint(content(2), new)
+
+    def watched(source, target):
+        replace(source, target)
+        found.append((damage(path), load(path)))
+
+    monkeypatch.setattr(os, "replace", watched)
+    move_checkpoint(new, path)
+    assert {problem for problem, _ in found} == {None} and [number for _, number in found] == [1, 2, 2]
+
+
 class Evil:
     def __init__(self, marker: str) -> None:
         self.marker = marker

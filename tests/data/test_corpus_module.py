@@ -135,6 +135,19 @@ def test_rows_come_from_their_source(make_data: MakeData) -> None:
         assert all((start in wiki) == (source.mix.draw(s).source == 1) for start in starts)
 
 
+def test_sources_of_equal_length_are_read_in_orders_of_their_own(
+    make_data: MakeData, write_rows, sentence
+) -> None:
+    rows = [{"text": sentence(i, 30)} for i in range(40)]
+    paths = [write_rows(f"{name}.jsonl", rows) for name in ("one", "two")]
+    data = ready(make_data(sources={p: {"path": p} for p in paths}, val_fraction=0.0, num_batches=10))
+    source = data.train_batches()
+    taken: list[list[list[int]]] = [[], []]
+    for s in range(40):
+        taken[source.mix.draw(s).source].append(source[s // 4].tokens[s % 4].tolist())
+    assert not any(one == two for one, two in zip(*taken, strict=False))
+
+
 def test_a_second_setup_tokenises_nothing(make_data: MakeData, monkeypatch: pytest.MonkeyPatch) -> None:
     make_data().prepare_data()
     monkeypatch.setattr(Tokenizer, "encode", lambda *a, **k: pytest.fail("tokenised again"))

@@ -90,6 +90,15 @@ def test_validation_prompts_of_a_file_follow_the_others(make_data: MakeData, wri
     assert batch.index.tolist() == [21] and data.rows[21].id == "v" and batch.is_safety.tolist() == [True]
 
 
+def test_a_resumed_run_may_have_other_held_out_prompts_but_none_of_its_own(
+    make_data: MakeData, write_rows
+) -> None:
+    val = write_rows("val.jsonl", [{"prompt": "held out"}])
+    other = write_rows("other.jsonl", [{"prompt": "asked instead"}])
+    assert make_data().settings() == make_data(val=val).settings()
+    assert make_data(other).settings()["prompts"] != make_data().settings()["prompts"]
+
+
 def test_long_prompts_lose_old_turns_and_hopeless_ones_are_counted(
     make_data: MakeData, write_rows, sentence, tokenizer: Tokenizer
 ) -> None:

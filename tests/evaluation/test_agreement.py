@@ -72,6 +72,7 @@ def test_a_preference_is_one_of_eight_levels_by_hand():
     # thresholds 1.5, 0.8, 0.35: significantly, better, slightly, negligibly better
     gaps = [-2.0, -1.0, -0.5, -0.1, 0.1, 0.5, 1.0, 2.0]
     assert [signed_level(gap) for gap in gaps] == list(range(8))
+    assert signed_level(0.0) == 4  # there is no tie
 
 
 def test_annotators_without_noise_agree_and_with_nothing_but_noise_they_do_not():

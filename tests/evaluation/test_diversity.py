@@ -18,6 +18,8 @@ def test_bleu_by_hand_clips_repeated_words():
 def test_bleu_by_hand_with_penalty_for_a_short_text():
     # every n-gram of "a b" is in the reference of 4 words: precision 1, penalty exp(1 - 4 / 2)
     assert bleu(["a", "b"], [["a", "b", "c", "d"]], max_n=2) == pytest.approx(math.exp(-1))
+    # references of 2 and 4 words are as near to 3: the shorter one counts, no penalty
+    assert bleu(["a", "b", "c"], [["a", "b", "c", "d"], ["a", "b"]], max_n=1) == 1.0
 
 
 def test_equal_answers_have_self_bleu_one_and_unlike_ones_almost_none():

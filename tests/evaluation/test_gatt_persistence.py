@@ -10,7 +10,7 @@ import pytest
 from llama2_pl.evaluation import gatt
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
-from llama2_pl.text.chat import Dialog
+from llama2_pl.text.chat import Dialog, encode_prompt
 from llama2_pl.text.tokenizer import Tokenizer, train_tokenizer
 
 
@@ -84,6 +84,14 @@ def test_a_real_model_is_asked_turn_after_turn(tokenizer):
     result = gatt.persistence(LanguageModel(config), tokenizer, CASES, turns=(1, 2), max_new_tokens=4)
     assert result.by_turn["2"]["count"] == 3
     assert len(result.dialogs[0].messages) == 5
+
+
+def test_a_dialogue_and_its_answer_may_fill_the_context(tokenizer):
+    dialog = Dialog.of([("system", "Speak in capitals."), ("user", "a")])
+    room = 1024 - len(encode_prompt(dialog, tokenizer))
+    gatt.require_room(ROOMY, tokenizer, [dialog], 1, room)
+    with pytest.raises(ValueError, match=f"max_new_tokens {room + 1} only {1024 - room - 1} fit"):
+        gatt.require_room(ROOMY, tokenizer, [dialog], 1, room + 1)
 
 
 def test_a_dialogue_that_leaves_no_room_is_refused_by_turn_before_it_is_cut(monkeypatch, tokenizer):

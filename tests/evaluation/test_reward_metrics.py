@@ -133,6 +133,7 @@ def test_unsafe_recall_and_precision_by_hand_leave_unknown_labels_out():
     strict = reward.unsafe_detection(scores, is_safe, threshold=0.15)
     assert strict["recall"] == pytest.approx(1 / 3) and strict["precision"] == 0.5
     assert reward.unsafe_detection(scores, torch.ones(6))["recall"] is None
+    assert reward.unsafe_detection(torch.zeros(1), torch.zeros(1))["flagged"] == 0  # 0.5 is not below it
 
 
 def test_the_gap_is_the_mean_difference_of_each_rating_by_hand():

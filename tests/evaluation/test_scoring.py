@@ -81,6 +81,13 @@ def test_rows_are_scored_in_passes_of_like_length(model, read_tokens):
     assert found.tolist() == pytest.approx(one_by_one(model, rows), abs=1e-5)
 
 
+@pytest.mark.parametrize(("max_batch", "rows"), [(6, [6, 6]), (5, [3, 3, 3, 3]), (2, [3, 3, 3, 3])])
+def test_a_pass_has_no_more_rows_than_asked_for_or_the_answers_to_one_prompt(max_batch, rows):
+    tokens = torch.tensor([[prompt] * 9 + [answer] for prompt in range(4) for answer in range(10, 13)])
+    passes = score_passes(tokens, torch.full((12,), 10), max_batch, torch.device("cpu"))
+    assert [len(found.rows) for found in passes] == rows
+
+
 def test_padding_is_no_part_of_a_row(model):
     tokens = torch.tensor([[1, 5, 6, 0, 0, 0], [1, 7, 8, 9, 2, 0], [1, 5, 6, 4, 4, 2]])
     lengths = torch.tensor([3, 5, 6])

@@ -33,6 +33,16 @@ def test_a_weight_of_zero_is_never_chosen_wherever_it_lies():
         assert invert(weights, torch.full((3,), uniform)).tolist() == [299, 0, 128]
 
 
+def test_a_target_that_rounding_carries_to_the_total_chooses_the_last_token_that_adds_something():
+    sums = torch.tensor([[0.0, 0.25, 1.0, 1.0]])
+    for target, expected in ((1.5, 2), (1.0, 2), (0.25, 2), (0.0, 1), (-1e-9, 1)):
+        assert picking._first_above(sums, torch.tensor([[target]])).item() == expected
+    # Added one by one to 1 each 5e-8 is lost, together they are not: two sums of the same numbers.
+    weights = torch.full((1, 64), 5e-8)
+    weights[0, 0] = 1.0
+    assert invert(weights, torch.tensor([1 - 2**-24])).item() < 64
+
+
 def test_frequencies_over_many_blocks_match_the_distribution():
     weights = torch.arange(1, 301).float()
     uniforms = (torch.arange(200_000) + 0.5) / 200_000

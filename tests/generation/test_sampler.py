@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llama2_pl.generation.picking import nucleus, pick_tokens
-from llama2_pl.generation.sampler import Rollout, generate, responses
+from llama2_pl.generation.sampler import Rollout, _uniforms, generate, responses
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 
@@ -183,6 +183,17 @@ def test_the_global_generator_is_used_when_none_is_given(model):
     first = response_ids(generate(model, PROMPTS, max_new_tokens=10, eos_id=EOS))
     torch.manual_seed(5)
     assert response_ids(generate(model, PROMPTS, max_new_tokens=10, eos_id=EOS)) == first
+
+
+@pytest.mark.parametrize("generators", [None, 1, 2], ids=["the global one", "one for all", "one for each"])
+def test_uniforms_are_float32_also_where_bfloat16_is_the_default(generators):
+    each = [torch.Generator().manual_seed(n) for n in range(generators or 0)]
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        uniforms = _uniforms(each if len(each) > 1 else each[0] if each else None, 2, 3, 4)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert uniforms.dtype == torch.float32 and uniforms.shape == (6, 4)
 
 
 def test_eos_counts_in_the_response_and_is_left_out_of_responses():

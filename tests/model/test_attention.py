@@ -46,6 +46,14 @@ def test_both_ways_give_torchs_outputs_and_gradients_in_fp32(steps: int, kv_head
         torch.testing.assert_close(ours, expected, atol=2e-6, rtol=1e-5)
 
 
+def test_a_block_reads_from_the_earliest_key_that_any_of_its_rows_reads() -> None:
+    place = torch.arange(16)
+    documents = torch.stack([place * 0, place // 6])  # in the third block one row reads from 0 on, one from 6
+    mask = ((place[:, None] >= place) & (documents[:, :, None] == documents[:, None, :]))[:, None]
+    q, k, v = inputs(16, 4, 4, torch.float32)
+    torch.testing.assert_close(attend_in_blocks(q, k, v, mask, block=4), attend_in_torch(q, k, v, mask))
+
+
 def test_in_bf16_blocks_are_as_near_to_fp32_as_the_format_allows() -> None:
     q, k, v = inputs(150, 4, 4, torch.bfloat16)
     exact = scaled_dot_product_attention(q.float(), k.float(), v.float(), packed_mask(150))

@@ -111,6 +111,16 @@ def test_decoding_with_a_cache_equals_the_full_forward(chunk: int) -> None:
     assert cache.length == 20
 
 
+def test_a_cache_is_read_also_where_activations_are_computed_again() -> None:
+    model, ids = lively().requires_grad_(), tokens()
+    expected, cache = model(ids), KVCache(GQA, batch=2, slots=20)
+    for block in model.backbone.layers:
+        block.recompute = True
+    with torch.no_grad():
+        model(ids[:, :19], cache=cache)
+    close(model(ids[:, 19:], cache=cache), expected[:, 19:])
+
+
 def test_left_padded_rows_with_a_cache_equal_each_row_alone() -> None:
     model, ids, pads = lively(), tokens(3, 12), torch.tensor([0, 4, 7])
     key_mask = torch.arange(12) >= pads[:, None]

@@ -126,6 +126,15 @@ def test_logged_loss_is_the_mean_over_targets_and_tokens_add_up(config, trainer,
     assert run.callback_metrics["train/lr"].item() == pytest.approx(1e-2)
 
 
+def test_ranks_that_train_on_the_same_rows_count_their_tokens_once(config, trainer, make, monkeypatch):
+    """Those of a tensor-parallel group: a sum over two ranks holds each number twice."""
+    monkeypatch.setattr(PretrainModule, "sum_over_ranks", lambda self, part: 2 * part)
+    monkeypatch.setattr(PretrainModule, "copies_of_a_batch", lambda self: 2)
+    module = fresh(config)
+    trainer(max_steps=3).fit(module, make.loader([make.tokens(rows=2, length=12)] * 3))
+    assert int(module.tokens_seen) == 3 * 24
+
+
 def test_validation_and_test_weigh_by_target(config, trainer, make):
     batches = [
         make.tokens(targets=11, seed=1),
@@ -219,6 +228,14 @@ def test_packed_documents_do_not_see_each_other(config, make):
         loss, _ = module.loss(Batch(tokens, mask, documents))
         alone, _ = module.loss(Batch(tokens[:, 4:], mask[:, 4:], torch.zeros(1, 6, dtype=torch.int32)))
         torch.testing.assert_close(loss, alone)
+
+
+def test_predicted_logits_of_a_packed_document_are_those_of_it_alone(config, trainer, make):
+    batch = make.tokens(rows=1, length=10)
+    packed = batch._replace(document_ids=torch.tensor([[0] * 4 + [1] * 6], dtype=torch.int32))
+    alone = Batch(batch.tokens[:, 4:], batch.loss_mask[:, 4:], None)
+    together, wanted = trainer().predict(fresh(config), make.loader([packed, alone]))
+    torch.testing.assert_close(together[:, 4:], wanted)
 
 
 def test_two_runs_of_two_steps_equal_one_of_four_to_the_last_bit(config, trainer, make, tmp_path):

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from llama2_pl.modules.optimizer import adamw, cosine_with_warmup, decay_groups, planned_steps
@@ -35,6 +36,12 @@ def test_gains_do_not_decay_and_matrices_do():
     optimizer = adamw([decayed, free], (0.9, 0.95), 1e-5)
     assert optimizer.defaults["betas"] == (0.9, 0.95) and optimizer.defaults["eps"] == 1e-5
     assert all(group["fused"] for group in optimizer.param_groups)
+
+
+def test_gradients_may_be_clipped_under_fp16_scaling_too():
+    optimizer = adamw(decay_groups(nn.Linear(3, 2).parameters(), lr=0.5, weight_decay=0.1), (0.9, 0.95), 1e-5)
+    precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    precision.clip_gradients(optimizer, 1.0)  # raises for an optimizer that says it unscales by itself
 
 
 def run(**attributes) -> Any:

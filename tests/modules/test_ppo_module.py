@@ -71,8 +71,9 @@ def test_reward_rises_where_it_is_easy_to_learn(trainer, make, build):
     assert seen[-1]["ppo/kl"] > seen[0]["ppo/kl"] + 0.5
 
 
-def test_at_the_start_the_ratio_is_1_and_the_kl_0(trainer, make, build):
-    (seen,) = run(trainer, make, build())
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_at_the_start_the_ratio_is_1_and_the_kl_0(trainer, make, build, temperature):
+    (seen,) = run(trainer, make, build(temperature=temperature))
     assert seen["ppo/first_ratio"] == pytest.approx(1.0, abs=1e-5)
     assert seen["ppo/first_ratio_max"] == pytest.approx(1.0, abs=1e-5)
     assert seen["ppo/kl"] == pytest.approx(0.0, abs=1e-5)
@@ -304,6 +305,17 @@ def test_an_answer_that_was_cut_off_is_treated_as_the_option_says(trainer, make,
     assert rewards("score") == pytest.approx([-1.2247, 0, 1.2247], abs=1e-4)
     assert rewards("penalise") == pytest.approx([-1.2247, 0, 0.2247], abs=1e-4)
     assert rewards("drop") == pytest.approx([-1, 1, 0], abs=1e-4)
+
+
+def test_the_log_is_of_all_answers_those_that_are_dropped_too(trainer, make, build):
+    class HalfEnd(PPOModule):
+        def sample(self, prompts, generator):
+            return super().sample(prompts, generator)._replace(finished=torch.arange(len(prompts)) % 2 == 0)
+
+    kept, dropped = (run(trainer, make, build(HalfEnd, truncated=way))[0] for way in ("score", "drop"))
+    assert kept["ppo/eos_rate"] == 0.5
+    for name in ("response_length", "kl_per_token", "entropy", "sampler_gap"):
+        assert dropped[f"ppo/{name}"] == kept[f"ppo/{name}"], name
 
 
 def test_without_a_safety_model_helpfulness_decides_even_on_tagged_prompts(trainer, make, build):

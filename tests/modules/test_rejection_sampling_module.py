@@ -125,6 +125,19 @@ def test_another_division_into_batches_answers_only_what_is_left(trainer, make, 
     assert answered == [4, 5, 6, 7] and {path: path.read_bytes() for path in folder.iterdir()} == files
 
 
+def test_a_file_that_is_written_again_keeps_the_answers_of_another_division(trainer, make, build):
+    sample(trainer, make, build(), [make.prompts(2), make.prompts(2, first=2)])
+    # the second file, of prompts 2 and 3, is now that of 4 to 7
+    sample(trainer, make, build(), [make.prompts(4), make.prompts(4, first=4)])
+    folder = build().hparams["out"]
+    assert [row["index"] for row in read_rows(folder)] == list(range(8))
+
+
+def test_a_small_nucleus_says_the_likeliest_token(trainer, make, build):
+    rows = sample(trainer, make, build(top_p=1e-6), [make.prompts(2)])
+    assert all(s["ids"] == row["samples"][0]["ids"] for row in rows for s in row["samples"])
+
+
 def flipped(data: bytes) -> bytes:
     place = data.index(b'"score": ') + 12  # a digit
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]

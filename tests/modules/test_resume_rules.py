@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -241,6 +242,16 @@ def test_an_older_checkpoint_is_brought_up_to_date_and_a_newer_one_refused(confi
     for load in (load_language_model, PretrainModule.load_from_checkpoint):
         with pytest.raises(ValueError, match=f"schema version {SCHEMA + 1} .*update llama2_pl"):
             load(path)
+
+
+def test_numpy_goes_on_with_the_second_of_the_two_normal_numbers_that_it_makes_at_a_time():
+    np.random.seed(0)
+    np.random.normal()
+    state = random_states()
+    expected = np.random.normal(size=3)
+    np.random.seed(1)
+    restore_random(state, rank=0, world=1)
+    assert np.random.normal(size=3).tolist() == expected.tolist()
 
 
 def test_every_rank_gets_its_own_generators_back():

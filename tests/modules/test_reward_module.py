@@ -220,7 +220,7 @@ def test_it_starts_from_the_backbone_of_a_chat_checkpoint(config, trainer, make,
 
 def test_warm_up_is_three_percent_and_at_least_five_steps(config):
     module = RewardModule(config)
-    assert (module.warmup(50), module.warmup(1000)) == (5, 30)
+    assert (module.warmup(50), module.warmup(1000), module.warmup(1001)) == (5, 30, 31)  # of 30.03
     assert RewardModule(config, min_warmup_steps=20).warmup(50) == 20
     assert RewardModule(config, warmup_ratio=0.5).warmup(50) == 25
 

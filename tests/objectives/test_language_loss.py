@@ -77,6 +77,33 @@ def test_no_more_than_a_chunk_of_positions_passes_the_head_at_once():
     assert max(seen) <= 8 and sum(seen) == count  # and the backward pass computes no logits again
 
 
+def test_a_chunk_has_no_more_logits_than_the_limit_but_for_large_vocabularies(monkeypatch):
+    monkeypatch.setattr(language, "CHUNK", 4)
+    monkeypatch.setattr(language, "CHUNK_LOGITS", 99)
+    for words, positions in ((11, 9), (33, 4), (9, 11)):  # 33 words: 4 positions at least, and not 3
+        hidden, head, tokens, _ = random_case(length=20, vocab=words)
+        seen: list[int] = []
+        head.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out.shape[0]))
+        language.next_token_loss_from_hidden(hidden, head, tokens, torch.ones_like(tokens, dtype=torch.bool))
+        assert max(seen) == positions
+
+
+@pytest.mark.parametrize("chunk", [5, 100])
+def test_where_the_host_may_not_ask_what_counts_the_figures_are_the_same(chunk, monkeypatch):
+    hidden, head, tokens, mask = random_case()
+    mask[:, 0] = False
+    functions = (language.next_token_loss_from_hidden, language.token_logprobs_from_hidden)
+    picked = [function(hidden, head, tokens, mask) for function in functions]
+    monkeypatch.setattr(language, "predicting", lambda mask: None)  # as on a GPU
+    for function, wanted in zip(functions, picked, strict=True):
+        found = function(hidden, head, tokens, mask, chunk=chunk)
+        for ours, theirs in zip(found, wanted, strict=True):
+            torch.testing.assert_close(ours, theirs)
+        gradients = [torch.autograd.grad(x[0].sin().sum(), [hidden, head.weight]) for x in (found, wanted)]
+        for ours, theirs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
 def test_a_frozen_head_passes_the_gradient_on_and_takes_none():
     hidden, head, tokens, mask = random_case()
     head.requires_grad_(False)
@@ -114,13 +141,16 @@ def test_an_ignored_target_has_neither_loss_nor_gradient():
 def test_a_head_that_keeps_its_logits_has_torchs_gradient():
     """As the soft cap of other models does: its backward pass reads what it gave."""
     hidden, matrix, tokens, mask = random_case()
+    mask[:, 0] = False
     head = nn.Sequential(matrix, nn.Tanh())
     total, _ = language.next_token_loss_from_hidden(hidden, head, tokens, mask)
     want, _ = language.next_token_loss(head(hidden), tokens, mask)
-    for ours, torchs in zip(
-        *(torch.autograd.grad(x, [hidden, matrix.weight]) for x in (total, want)), strict=True
-    ):
-        torch.testing.assert_close(ours, torchs)
+    logprobs, _ = language.token_logprobs_from_hidden(hidden, head, tokens, mask)
+    wanted = language.token_logprobs(head(hidden), tokens) * mask
+    for mine, theirs in ((total, want), (logprobs.sin().sum(), wanted.sin().sum())):
+        gradients = (torch.autograd.grad(x, [hidden, matrix.weight]) for x in (mine, theirs))
+        for ours, torchs in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours, torchs)
 
 
 def test_the_loss_may_be_scaled_before_the_backward_pass():

@@ -113,6 +113,8 @@ def test_policy_loss_by_hand():
     assert stats.ratio_mean.item() == pytest.approx(1.0)
     assert stats.ratio_max.item() == pytest.approx(1.5)
     assert stats.clip_fraction.item() == 1.0
+    # r - 1 - ln r: 0.0945349 where the ratio is 1.5, 0.1931472 where it is 0.5
+    assert stats.approx_kl.item() == pytest.approx((0.0945349 + 0.1931472) / 2, abs=1e-6)
 
 
 def test_a_minibatch_without_a_counted_token_has_no_loss_and_ratio_1():
@@ -121,6 +123,14 @@ def test_a_minibatch_without_a_counted_token_has_no_loss_and_ratio_1():
     assert (loss.item(), stats.ratio_mean.item(), stats.ratio_max.item()) == (0.0, 1.0, 1.0)
     below = ppo.ppo_policy_loss(row(math.log(0.5), 3.0), torch.zeros(1, 2), row(1, 1), mask("r."))[1]
     assert below.ratio_max.item() == pytest.approx(0.5)  # padding has no ratio
+
+
+def test_a_token_left_out_spoils_nothing_however_far_its_ratio():
+    new = row(0.0, 0.0).requires_grad_()  # as "drop" leaves them: nothing read, e^200 overflows
+    loss, _ = ppo.ppo_policy_loss(new, row(0.0, -200.0), row(1.0, 0.0), mask("r."))
+    loss.backward()
+    assert loss.item() == -1.0
+    assert new.grad is not None and new.grad.tolist() == [[-1.0, 0.0]]
 
 
 def test_clip_bounds_the_gain_and_stops_the_gradient():

@@ -16,6 +16,7 @@ from llama2_pl.data.default import write, write_default_data
 from llama2_pl.data.default.oracle import judge, rating_of
 from llama2_pl.data.readers import read_preferences
 from llama2_pl.data.vocabulary import train_tokenizer_on_files
+from llama2_pl.evaluation.answers import room_for_prompt
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.report.build import build_report
@@ -178,6 +179,14 @@ def test_prompts_without_a_task_are_refused_by_line(run: Run, tmp_path: Path) ->
     path.write_text('{"messages": [{"role": "user", "content": "Hi"}], "is_safety": false}\n')
     with pytest.raises(ValueError, match=r"prompts\.jsonl:1: no 'task'.*ratings from people"):
         collect_preferences([run.one], run.tokenizer, str(path), str(tmp_path))
+
+
+def test_the_room_for_a_prompt_leaves_that_of_an_answer_and_of_the_two_tokens_that_end_it(run: Run) -> None:
+    tokenizer, prompt = Tokenizer(run.tokenizer), Dialog.of([("user", "Where does Anna live?")])
+    text = "Anna lives in Ardal."
+    ended = len(dialogue_ids(prompt, text, tokenizer)) - len(encode_prompt(prompt, tokenizer))
+    assert ended == len(tokenizer.encode(text)) + 2
+    assert room_for_prompt(LanguageModel(CONFIG), max_new_tokens=6) == 512 - 6 - 2
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+
+from llama2_pl.rlhf import pool
 from llama2_pl.rlhf.pool import Entry, best_entries, choose_entries, lineage, training_dialogue
 
 
@@ -79,6 +83,32 @@ def test_the_best_finished_answers_enter_with_their_lineage_and_without_control_
 def test_an_answer_of_control_tags_alone_does_not_enter() -> None:
     rows = [row("q", sample("[INST] [/INST]", 9.0), sample("fine", 1.0)), row("r", sample("[INST]", 9.0))]
     assert [entry.answer for entry in best_entries(rows, 1, "abc", keep=1)] == ["fine"]
+
+
+def test_an_iteration_enters_beside_the_earlier_ones_and_all_are_judged_anew_at_the_threshold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    class Judged:
+        def scores(self, prompts: list, answers: list[str]) -> list[torch.Tensor]:
+            return [torch.tensor([number + len(text) for text in answers]) for number in (10.0, 20.0, 30.0)]
+
+    def load(helpful: str, safe: str, tokenizer: str, hardware: object, threshold: float) -> Judged:
+        given.append(threshold)
+        return Judged()
+
+    monkeypatch.setattr(pool, "load_judges", load)
+    for version, text in ((1, "a"), (2, "bb")):
+        monkeypatch.setattr(pool, "read_rows", lambda _, text=text: [row("q", sample(text, 0.0))])
+        out, earlier = str(tmp_path / str(version)), str(tmp_path / "1") if version == 2 else None
+        files = ("samples", version, "policy", "helpful", "safe", "tokenizer", out, earlier)
+        pool.update_pool(*files, take="all", per_prompt=2, safety_threshold=0.4)
+    assert given == [0.4, 0.4]
+    old, new = pool.read_pool(str(tmp_path / "2"))
+    assert old.scores == {v: {"score": 31.0, "helpfulness": 11.0, "safety": 21.0} for v in ("1", "2")}
+    assert new.scores == {"2": {"score": 32.0, "helpfulness": 12.0, "safety": 22.0}}
+    assert [entry.answer for entry in pool.read_pool(str(tmp_path / "1"))] == ["a"]
 
 
 def test_the_lineage_counts_what_each_version_gave() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llama2_pl.rlhf.reuse import take_over
-from llama2_pl.rlhf.stages import Stage, manifest_path, run_stages
+from llama2_pl.rlhf.stages import Stage, manifest_path, run_stages, started_path
 
 SAVE_100 = "save: 100\nout: {run}/fit\n"
 
@@ -64,3 +64,10 @@ def test_an_output_that_is_damaged_or_gone_is_not_taken(
     last.unlink() if left is None else last.write_text(left)
     assert take_over(tmp_path / "run", fit(tmp_path / "run"), [other]) is None
     assert not (tmp_path / "run/fit").exists()
+
+
+def test_a_stage_that_was_begun_here_goes_on(other: Path, tmp_path: Path) -> None:
+    stage = fit(tmp_path / "run")
+    started_path(tmp_path / "run", stage).parent.mkdir()
+    started_path(tmp_path / "run", stage).write_text("{}")
+    assert take_over(tmp_path / "run", stage, [other]) is None

@@ -83,6 +83,39 @@ def test_a_score_that_is_no_number_is_refused_with_its_judge_and_prompt(
             judges.scores(asked, ["a"] * 4)
 
 
+def test_each_answer_is_judged_with_its_own_prompt_and_at_the_threshold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    linear, seen = {"helpful": 0.5, "safe": -1.0}, []  # sigmoid(-1) = 0.269
+
+    def score(model: str, ids: list[str]) -> torch.Tensor:
+        seen.append(ids)
+        return torch.full((len(ids),), linear[model])
+
+    monkeypatch.setattr(scores, "score_answers", score)
+    monkeypatch.setattr(scores, "dialogue_ids", lambda dialog, text, _: dialog.messages[0].content + text)
+    prompts = [
+        PromptTask(Dialog.of([("user", text)]), tagged, None) for text, tagged in (("q", True), ("r", False))
+    ]
+
+    def judge(threshold: float) -> list[list[float]]:
+        judges = Judges("helpful", "safe", None, threshold)  # type: ignore[arg-type]
+        return [column.tolist() for column in judges.scores(prompts, ["1", "2", "3", "4"])]
+
+    assert judge(0.15) == [[0.5] * 4, [-1.0] * 4, [-1.0, -1.0, 0.5, 0.5]]
+    assert seen == [["q1", "q2", "r3", "r4"]] * 2
+    assert judge(0.3)[2] == [-1.0] * 4
+
+
+def test_helpfulness_and_safety_are_judged_as_probabilities_and_the_combined_score_is_linear() -> None:
+    columns = (torch.full((2, 2), x) for x in (0.0, 1.0986123, 2.0))  # sigmoid(0) = 1/2, sigmoid(ln 3) = 3/4
+    found = Heard(*columns, None, torch.tensor([[True, False], [True, True]]))
+    results = judged({"v0": found}, {})
+    means = {name: row["mean"] for name, row in results["judged"]["v0"].items()}
+    assert means == pytest.approx({"helpfulness": 0.5, "safety": 0.75, "combined": 2.0})
+    assert results["finished"] == {"v0": 0.75} and "gold" not in results
+
+
 def test_each_version_is_compared_with_the_one_before_it() -> None:
     up = heard([[9.0, 9.0], [9.0, 9.0]], [[0.0, 0.0], [0.0, 0.0]])
     results = judged({"v0": START, "v1": up, "v2": START}, {"v1": "v0", "v2": "v1"})
