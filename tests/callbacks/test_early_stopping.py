@@ -230,6 +230,29 @@ def test_every_look_is_logged_by_iteration(
     assert 1 <= float(rows[0]["held_out/length"]) <= 4
 
 
+def test_under_accumulation_a_look_stands_where_the_optimizers_steps_do(
+    tokenizer: Tokenizer, tiny: ModelConfig, tmp_path: Path, make_trainer
+) -> None:
+    class Automatic(Drift):
+        def __init__(self, config: ModelConfig) -> None:
+            super().__init__(config)
+            self.automatic_optimization = True
+
+        def training_step(self, batch, batch_idx):
+            return self.network(torch.tensor([[1, 20]])).square().mean()
+
+    logger = CSVLogger(tmp_path)
+    callback = stopper(tokenizer, tmp_path / "out", reward=rising_to(6, 2))
+    make_trainer(callback, max_epochs=1, logger=logger, accumulate_grad_batches=2).fit(
+        Automatic(tiny), loader(6)
+    )
+    with open(Path(logger.log_dir) / "metrics.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("held_out/reward")]
+    assert [(row["step"], float(row["held_out/reward"])) for row in rows] == [
+        ("0", -6.0), ("1", -4.0), ("2", -2.0), ("3", 0.0),
+    ]  # fmt: skip
+
+
 def test_looks_leave_the_random_generators_and_the_training_mode_alone(
     tokenizer: Tokenizer, tiny: ModelConfig, tmp_path: Path, make_trainer
 ) -> None:

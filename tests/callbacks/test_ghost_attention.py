@@ -456,6 +456,21 @@ def test_no_dialogue_at_all_is_an_error_and_too_few_a_warning(
         ghost(num_dialogues=40, attempts=1, samples=4).build(model, tokenizer)
 
 
+def test_each_round_of_tries_draws_other_numbers(
+    ghost, tiny: ModelConfig, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def silent(model: LanguageModel, tokenizer: Tokenizer, generator: torch.Generator, how: Any):
+        seeds.append(generator.initial_seed())
+        return answering()[0]
+
+    monkeypatch.setattr(ghost_attention, "chat_sampler", silent)
+    with pytest.raises(ValueError, match="none of 9 dialogues"):
+        ghost(attempts=3).build(LanguageModel(tiny), tokenizer)
+    assert len(set(seeds)) == 3
+
+
 def test_dialogues_without_room_for_an_answer_are_left_out(
     ghost, tiny: ModelConfig, tokenizer: Tokenizer
 ) -> None:

@@ -146,6 +146,13 @@ def test_prompts_of_like_length_are_read_together_and_padding_is_bounded(model):
     assert [tuple(prefilled.keys[0].shape) for prefilled, _, _ in taken] == [(3, 2, 11, 8), (3, 2, 40, 8)]
 
 
+def test_no_more_tokens_are_read_at_once_than_the_limit_but_for_a_prompt_that_is_longer(model, monkeypatch):
+    monkeypatch.setattr(batching, "PROMPT_TOKENS", 25)
+    waiting = Waiting(Decoder(model, None, 8), [[3] * n for n in (10, 10, 10, 30)], samples=1)
+    taken = [waiting.take(100)[0].keys[0].shape for _ in range(3)]
+    assert [(shape[0], shape[2]) for shape in taken] == [(2, 10), (1, 10), (1, 30)] and not waiting
+
+
 def test_samples_that_find_no_place_wait_beside_what_was_read_of_their_prompt(model):
     waiting = Waiting(Decoder(model, None, 8), [[3, 4], [5]], samples=3)
     taken = [waiting.take(2) for _ in range(4)]

@@ -175,13 +175,16 @@ def test_a_missing_run_is_an_error_with_the_way_out(tmp_path):
         build_report(str(tmp_path / "nowhere"))
 
 
-def test_a_resumed_runs_metrics_win_where_steps_meet(tmp_path):
+def test_a_resumed_runs_metrics_win_where_steps_meet(tmp_path, monkeypatch):
     write_metrics(tmp_path, 0, [{"step": 0, "train/loss": 3.0}, {"step": 1, "train/loss": 9.0}])
     write_metrics(tmp_path, 1, [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}])
     assert read_curve(tmp_path, "train/loss") == ([0.0, 1.0, 2.0], [3.0, 2.0, 1.0])
-    for version in (10, 9):  # in whichever order the disk has them, and 10 after 9
+    for version in (10, 9):
         write_metrics(tmp_path, version, [{"step": 2, "train/loss": float(version)}])
-    assert read_curve(tmp_path, "train/loss").y == [3.0, 2.0, 10.0]
+    listed = list(tmp_path.rglob("metrics.csv"))
+    for order in (sorted(listed), sorted(listed, reverse=True)):  # in whichever the disk has them
+        monkeypatch.setattr(type(tmp_path), "rglob", lambda *_, order=order: order)
+        assert read_curve(tmp_path, "train/loss").y == [3.0, 2.0, 10.0]
 
 
 def test_smoothing_is_the_bias_corrected_moving_average():

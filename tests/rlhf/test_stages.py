@@ -47,6 +47,15 @@ def test_a_killed_run_goes_on_at_the_stage_that_was_killed(tmp_path):
     assert counts == [1, 2]
 
 
+def test_a_stage_that_was_begun_again_is_done_no_more_whatever_its_old_manifest_says(tmp_path):
+    run_stages(tmp_path, recipe(tmp_path), Executor(tmp_path), quiet)
+    with pytest.raises(RuntimeError, match="killed"):
+        run_stages(tmp_path, recipe(tmp_path, "b2"), Executor(tmp_path, fail_on="b2"), quiet)
+    again = Executor(tmp_path)
+    run_stages(tmp_path, recipe(tmp_path), again, quiet)
+    assert again.ran == ["b"]
+
+
 def test_a_changed_command_or_input_or_output_runs_the_stage_again(tmp_path):
     run_stages(tmp_path, recipe(tmp_path), Executor(tmp_path), quiet)
     changed = Executor(tmp_path)
