@@ -113,17 +113,21 @@ def evaluate(
         noise: of the simulated annotators whose agreement is measured; give what `collect` rated the run's pairs with.
         hardware: device and precision.
     """
-    drawn_by = sampler or next(iter(models))
-    if drawn_by not in models:
-        raise ValueError(f"sampler is {drawn_by!r}; it must be one of models: {', '.join(models)}")
+    sampler = _one_of(models, sampler)
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
     ask = (judges, Speaker(words := judges.tokenizer, max_new_tokens, seed))
     networks = {name: hardware.load(path, words) for name, path in models.items()}
     rows = prompts_that_fit(prompts, limit, judges, next(iter(networks.values())), max_new_tokens)
     results = {"about": about} | compare_models(networks, rows, *ask, answers_per_prompt)
-    results |= best_of_n(networks[drawn_by], rows[:best_of_n_prompts], *ask, temperatures, samples, noise)
+    results |= best_of_n(networks[sampler], rows[:best_of_n_prompts], *ask, temperatures, samples, noise)
     results |= ghost_attention(gatt_models, gatt_cases, gatt_turns, words, max_new_tokens, hardware=hardware)
     _finish(results | reward_models(judges, helpful_pairs, safety_pairs), Path(out))
+
+
+def _one_of(models: dict[str, str], sampler: str | None) -> str:
+    if sampler is not None and sampler not in models:
+        raise ValueError(f"sampler is {sampler!r}; it must be one of models: {', '.join(models)}")
+    return sampler or next(iter(models))
 
 
 def _finish(results: dict[str, Any], out: Path) -> None:

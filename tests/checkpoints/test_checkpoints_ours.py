@@ -85,9 +85,7 @@ def test_a_reward_model_is_not_a_language_model(tmp_path: Path) -> None:
     weights = prefixed("model.", ScalarModel(CONFIG))
     path = saved(tmp_path / "reward.ckpt", weights, {"backbone": CONFIG.to_dict()})
     assert load_reward_model(path).config == CONFIG
-    with pytest.raises(
-        ValueError, match=r"reward\.ckpt: head\.weight is \[1, 32\] and .* asks for \[50, 32\]"
-    ):
+    with pytest.raises(ValueError, match=r"reward\.ckpt: this is a reward model; give a language model"):
         load_language_model(path)
 
 
@@ -106,7 +104,7 @@ def test_a_sharded_checkpoint_is_read_by_one_process(tmp_path: Path) -> None:
     scores = ScalarModel(CONFIG)
     folder = sharded(tmp_path / "b.ckpt", scores)
     assert torch.equal(load_reward_model(folder)(TOKENS), scores(TOKENS))
-    with pytest.raises(ValueError, match=r"b\.ckpt: head\.weight is \[1, 32\]"):
+    with pytest.raises(ValueError, match=r"b\.ckpt: this is a reward model"):
         load_language_model(folder)
 
 

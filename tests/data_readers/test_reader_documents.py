@@ -211,7 +211,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
     import sys
 
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"pip install llama2-pl\[data\]"):
+    with pytest.raises(ImportError, match=r"pip install 'llama2-pl\[data\]'"):
         _texts(_write(tmp_path / "a.parquet", "x"))
 
 
