@@ -113,21 +113,24 @@ def evaluate(
         noise: of the simulated annotators whose agreement is measured; give what `collect` rated the run's pairs with.
         hardware: device and precision.
     """
-    sampler = _one_of(models, sampler)
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
     ask = (judges, Speaker(words := judges.tokenizer, max_new_tokens, seed))
-    networks = {name: hardware.load(path, words) for name, path in models.items()}
+    networks, drawn = _loaded(models, sampler, hardware, words)
     rows = prompts_that_fit(prompts, limit, judges, next(iter(networks.values())), max_new_tokens)
     results = {"about": about} | compare_models(networks, rows, *ask, answers_per_prompt)
-    results |= best_of_n(networks[sampler], rows[:best_of_n_prompts], *ask, temperatures, samples, noise)
+    results |= best_of_n(drawn, rows[:best_of_n_prompts], *ask, temperatures, samples, noise)
     results |= ghost_attention(gatt_models, gatt_cases, gatt_turns, words, max_new_tokens, hardware=hardware)
     _finish(results | reward_models(judges, helpful_pairs, safety_pairs), Path(out))
 
 
-def _one_of(models: dict[str, str], sampler: str | None) -> str:
+def _loaded(
+    models: dict[str, str], sampler: str | None, hardware: Hardware, tokenizer: Tokenizer
+) -> tuple[dict[str, LanguageModel], LanguageModel]:
+    """All models by name, and the one that best of N is drawn for."""
     if sampler is not None and sampler not in models:
         raise ValueError(f"sampler is {sampler!r}; it must be one of models: {', '.join(models)}")
-    return sampler or next(iter(models))
+    networks = {name: hardware.load(path, tokenizer) for name, path in models.items()}
+    return networks, networks[sampler or next(iter(networks))]
 
 
 def _finish(results: dict[str, Any], out: Path) -> None:
