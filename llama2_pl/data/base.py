@@ -78,6 +78,14 @@ class NumberedDataModule(L.LightningDataModule):
             self.train_batches(), self._start, self._trained, self.num_workers, torch.cuda.is_available()
         )
 
+    def test_dataloader(self) -> Any:
+        """The validation batches: there is no third part."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> Any:
+        """The validation batches, in their order."""
+        return self.val_dataloader()
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """On the host, where looking at the batch makes no GPU wait."""
         return without_needless_mask(batch) if isinstance(batch, Batch) else batch

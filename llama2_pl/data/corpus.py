@@ -135,14 +135,6 @@ class CorpusDataModule(NumberedDataModule):
         available = -(-tokens // (self.seq_len * self.batch_size))
         return self.eval_loader(self._batches(self.val_files, min(self.val_batches, available)))
 
-    def test_dataloader(self) -> BatchLoader | list:
-        """The validation batches: there is no third part."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> BatchLoader | list:
-        """The validation batches, in their order."""
-        return self.val_dataloader()
-
     def ledger(self, batches: int) -> dict[str, SourceLedger]:
         """Realised share, tokens and epochs of each source after this many micro-batches."""
         tokens = {name: len(file.tokens) for name, file in self.train_files.items()}

@@ -178,14 +178,6 @@ class DialogueDataModule(NumberedDataModule):
         rows = len(self._part("val").plan)
         return self.eval_loader(self._batches("val", RowStream(rows, self.batch_size, rows, shuffle=False)))
 
-    def test_dataloader(self) -> BatchLoader | list:
-        """The validation batches: there is no third part."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> BatchLoader | list:
-        """The validation batches, in their order."""
-        return self.val_dataloader()
-
     def _batches(self, part: str, stream: RowStream) -> WholeBatches:
         packed = self._part(part)
         return WholeBatches(packed.documents, packed.plan, stream, self.seq_len, *self.ranks())

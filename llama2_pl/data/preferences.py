@@ -178,14 +178,6 @@ class PreferenceDataModule(NumberedDataModule):
             return []
         return self.eval_loader(self._batches("val", np.arange(pairs), pairs, UNRATED, shuffle=False))
 
-    def test_dataloader(self) -> BatchLoader | list:
-        """The validation batches: there is no third part."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> BatchLoader | list:
-        """The validation batches, in their order."""
-        return self.val_dataloader()
-
     def _batches(self, part: str, pairs: np.ndarray, total: int, unrated: int, shuffle: bool) -> PairBatches:
         rank, world = self.ranks()
         if total < world:

@@ -162,10 +162,6 @@ class PromptDataModule(NumberedDataModule):
         stream = RowStream(held_out, self.batch_size, total, shuffle=False)
         return self.eval_loader(replace(self._batches(stream), first=self._num_train))
 
-    def test_dataloader(self) -> BatchLoader | list:
-        """The validation batches: there is no third part."""
-        return self.val_dataloader()
-
     def predict_dataloader(self) -> BatchLoader | list:
         """Every prompt that is not held out, once, in order; rank r of W takes those at r, r + W, ... of each batch."""
         stream = RowStream(self._num_train, self.batch_size, self._num_train, shuffle=False)

@@ -23,6 +23,7 @@ from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.model.memory import keep_freed_memory
 from llama2_pl.model.parallel import ParallelPlan, parallelize
 from llama2_pl.modules.optimizer import adamw, cosine_schedule, decay_groups, planned_steps
+from llama2_pl.modules.ranges import refuse_out_of_range
 from llama2_pl.modules.resume import (
     announce_trainer_options,
     apply_options,
@@ -45,8 +46,10 @@ Network = TypeVar("Network", bound=nn.Module)
 def plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """An __init__'s `locals()` as values that a checkpoint can hold under weights_only=True.
 
-    A ModelConfig, or the dict or preset name it is made of, becomes a dict; tuples become lists.
+    A ModelConfig, or the dict or preset name it is made of, becomes a dict; tuples become lists. ValueError for a
+    number that no run can want.
     """
+    refuse_out_of_range(arguments)
     configs = {
         name: ModelConfig.of(value).to_dict()
         for name, value in arguments.items()
@@ -106,14 +109,20 @@ class LlamaModule(L.LightningModule):
         return super().load_state_dict(state_dict, strict, assign)
 
     def _refuse_small_vocabularies(self) -> None:
-        for name, network in self.named_children():
-            if self.tokenizer is None or not isinstance(network, (LanguageModel, ScalarModel)):
-                continue
-            if (pieces := self.tokenizer.vocab_size) > (size := network.config.vocab_size):
+        if self.tokenizer is None:
+            return
+        pieces = self.tokenizer.vocab_size
+        for name, config in self._configs():
+            if pieces > (size := config.vocab_size):
                 raise ValueError(
                     f"the vocab_size of {name}'s backbone is {size} and data.tokenizer {self.tokenizer.path} has "
                     f"{pieces} pieces: set vocab_size to {pieces}, or give the network's own tokenizer"
                 )
+
+    def _configs(self) -> list[tuple[str, ModelConfig]]:
+        """The sizes of this module's networks, by the names of their attributes."""
+        networks = (LanguageModel, ScalarModel)
+        return [(name, child.config) for name, child in self.named_children() if isinstance(child, networks)]
 
     def find_tokenizer(self) -> Tokenizer | None:
         """The tokenizer of the data module, where it names a file."""
@@ -149,11 +158,8 @@ class LlamaModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Before the first step, where our data module knows its longest row: not after an hour of shorter ones."""
         longest = getattr(getattr(self.trainer, "datamodule", None), "longest", 0)
-        for name, network in self.named_children():
-            context = (
-                network.config.max_seq_len if isinstance(network, (LanguageModel, ScalarModel)) else longest
-            )
-            if longest > context:
+        for name, config in self._configs():
+            if longest > (context := config.max_seq_len):
                 raise ValueError(
                     f"the longest row of the data has {longest} tokens and {name}'s max_seq_len is {context}: set "
                     f"data.max_len or data.seq_len to at most {context}, or raise max_seq_len"

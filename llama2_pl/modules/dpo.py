@@ -15,7 +15,6 @@ from llama2_pl.model.parallel import weights_fingerprint
 from llama2_pl.modules.base import plain_arguments
 from llama2_pl.modules.experience import policy_logprobs
 from llama2_pl.modules.global_mean import GlobalMeanModule
-from llama2_pl.modules.ranges import refuse_out_of_range
 from llama2_pl.objectives.dpo import answer_mask, dpo_loss, implicit_rewards
 
 
@@ -58,7 +57,6 @@ class DPOModule(GlobalMeanModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(plain_arguments(locals()))
-        refuse_out_of_range(self.hparams)
         # In a tuple, so that it is no child of this module: not in checkpoints, not among the parameters.
         self._reference: tuple[LanguageModel, ...] = ()
         self._reference_fingerprint = ""

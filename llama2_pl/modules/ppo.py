@@ -27,7 +27,6 @@ from llama2_pl.modules.experience import (
 )
 from llama2_pl.modules.optimizer import adamw, decay_groups
 from llama2_pl.modules.policy import PolicyModule, Scored, seeded
-from llama2_pl.modules.ranges import refuse_out_of_range
 from llama2_pl.objectives import ppo
 from llama2_pl.objectives.reward import Truncated, whiten
 
@@ -130,7 +129,6 @@ class PPOModule(PolicyModule):
                 "temperature 1; sample at 1, or take recomputed ones"
             )
         self.save_hyperparameters(plain_arguments(locals()))
-        refuse_out_of_range(self.hparams)
         self.automatic_optimization = False
         self.iteration = 0
         # In a tuple, so that it is no child of this module: not in checkpoints, not among the parameters.

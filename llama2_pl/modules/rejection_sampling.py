@@ -20,7 +20,6 @@ from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.parallel import is_sharded, largest_over_ranks, weights_fingerprint
 from llama2_pl.modules.base import plain_arguments
 from llama2_pl.modules.policy import PolicyModule, Scored, seeded
-from llama2_pl.modules.ranges import refuse_out_of_range
 from llama2_pl.text.tags import strip_control_tags
 
 DONE, GOES_ON, ANSWERS = range(3)  # of a rank, in one step of predict
@@ -76,7 +75,6 @@ class RejectionSamplingModule(PolicyModule):
                 "give a multiple, so that each has as many samples"
             )
         self.save_hyperparameters(plain_arguments(locals()))
-        refuse_out_of_range(self.hparams)
 
     def build_networks(self) -> None:
         if not self.attached:

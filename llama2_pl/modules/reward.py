@@ -27,7 +27,6 @@ from llama2_pl.model.heads import ScalarModel
 from llama2_pl.model.parallel import data_group
 from llama2_pl.modules.base import check_same_config, plain_arguments, with_scalar_head
 from llama2_pl.modules.global_mean import GlobalMeanModule
-from llama2_pl.modules.ranges import refuse_out_of_range
 from llama2_pl.objectives.preference import Margin, margin_of_rating, ranking_loss, safety_auxiliary_loss
 
 
@@ -82,7 +81,6 @@ class RewardModule(GlobalMeanModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(plain_arguments(locals()))
-        refuse_out_of_range(self.hparams)
         self.val_metrics = MetricCollection(
             {
                 "pairs": GatheredPairs(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.modules.base import plain_arguments
 from llama2_pl.modules.language import LanguageModule
-from llama2_pl.modules.ranges import refuse_out_of_range
 
 
 class SFTModule(LanguageModule):
@@ -41,4 +40,3 @@ class SFTModule(LanguageModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(plain_arguments(locals()))
-        refuse_out_of_range(self.hparams)
