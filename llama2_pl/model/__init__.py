@@ -1,1 +1,1 @@
-"""The one backbone, its heads, the KV cache and the parallel plan. Never returns a loss."""
+"""The one backbone, its heads and the parallel plan. Never returns a loss."""

@@ -26,16 +26,14 @@ Mask = Tensor | Documents | None
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Mask) -> Tensor:
-    """Queries (B, H, T, K) read keys and values (B, G, S, K), each of the G for H / G heads -> (B, H, T, K).
+    """Queries (B, H, T, K) read keys and values (B, G, T, K), each of the G for H / G heads -> (B, H, T, K).
 
-    mask (B or 1, 1, T, S) True where attended; None: plain causal, or everything for a single query; Documents:
-    causal inside each.
+    mask (B or 1, 1, T, T) True where attended, nobody reads ahead; None: plain causal; Documents: causal inside each.
     """
     if isinstance(mask, Documents):
         return attend_in_documents(queries, keys, values, mask)
-    steps = queries.shape[2]
-    fits = queries.dtype == torch.bfloat16 or steps <= LONGEST_IN_FP32
-    if queries.device.type == "cpu" and fits and steps == keys.shape[2] > 1:
+    fits = queries.dtype == torch.bfloat16 or queries.shape[2] <= LONGEST_IN_FP32
+    if queries.device.type == "cpu" and fits:
         return attend_in_blocks(queries, keys, values, mask)
     return attend_in_torch(queries, keys, values, mask)
 
@@ -47,7 +45,7 @@ def attend_in_torch(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor 
         keys,
         values,
         attn_mask=mask,
-        is_causal=mask is None and queries.shape[2] > 1,
+        is_causal=mask is None,
         enable_gqa=keys.shape[1] != queries.shape[1],
     )
 
@@ -72,7 +70,7 @@ def attend_in_documents(queries: Tensor, keys: Tensor, values: Tensor, documents
 def attend_in_blocks(
     queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, block: int = QUERY_BLOCK
 ) -> Tensor:
-    """The same for T = S and a mask that lets nobody read ahead: a block of queries against the keys it may read.
+    """The same by matrix products: a block of queries against the keys it may read.
 
     These are the ones up to its end; in packed rows, where no document is much longer than a block, they begin not far
     before it. torch's CPU kernel does not use the bf16 matrix units in its backward pass, where this takes half of its

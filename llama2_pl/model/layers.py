@@ -1,6 +1,6 @@
 """RMSNorm, RoPE, grouped-query attention and SwiGLU: the parts of a block (Llama 2 §2.2).
 
-Shapes: B batch, T time, D model, H query heads, G kv heads, K head dim, F hidden, S cache slots.
+Shapes: B batch, T time, D model, H query heads, G kv heads, K head dim, F hidden.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from llama2_pl.model.attention import Mask, attend
-from llama2_pl.model.cache import LayerCache
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.elementwise import Rotation, rms_norm, rotate, swiglu
 from llama2_pl.model.onednn import OneDnnLinear, suits_onednn
@@ -141,18 +140,13 @@ class Attention(nn.Module):
         # Set by `parallelize`.
         self.joined = False
 
-    def forward(
-        self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None, at: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Mask, at: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D), or (N, D): of the flattened tokens those at places (N,).
 
-        mask (B, 1, T, S) True where attended, None: plain causal.
+        mask (B, 1, T, T) True where attended, None: plain causal.
         """
         queries, keys, values = map(self._heads, products(x, (self.wq, self.wk, self.wv), self.joined))
         queries, keys = self.rotate(queries, keys, rotation)
-        if cache is not None:
-            keys, values = cache.write(keys, values)
-            keys, values = keys.to(queries.dtype), values.to(queries.dtype)
         attended = attend(queries, keys, values, mask)
         return self.wo(picked(attended.transpose(1, 2).flatten(2), at))
 
@@ -195,24 +189,20 @@ class Block(nn.Module):
         # Set by `parallelize`. A flag, since torch's checkpoint_wrapper would change the names of the parameters.
         self.recompute = False
 
-    def forward(
-        self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None, at: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation, mask: Mask, at: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D), or (N, D): of the flattened tokens those at places (N,).
 
-        Keeps no activations for the backward pass where `recompute` is set; never so with a cache.
+        Keeps no activations for the backward pass where `recompute` is set.
         """
-        if not self.recompute or cache is not None or not torch.is_grad_enabled():
-            return self._transform(x, rotation, mask, cache, at)
+        if not self.recompute or not torch.is_grad_enabled():
+            return self._transform(x, rotation, mask, at)
         # There is no dropout, hence no random state to keep.
         return checkpoint(  # type: ignore[return-value]
-            self._transform, x, rotation, mask, None, at, use_reentrant=False, preserve_rng_state=False
+            self._transform, x, rotation, mask, at, use_reentrant=False, preserve_rng_state=False
         )
 
-    def _transform(
-        self, x: Tensor, rotation: Rotation, mask: Mask, cache: LayerCache | None, at: Tensor | None
-    ) -> Tensor:
-        h = picked(x, at) + self.attention(self.attention_norm(x), rotation, mask, cache, at)
+    def _transform(self, x: Tensor, rotation: Rotation, mask: Mask, at: Tensor | None) -> Tensor:
+        h = picked(x, at) + self.attention(self.attention_norm(x), rotation, mask, at)
         return h + self.feed_forward(self.ffn_norm(h))
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llama2_pl.model.attention import Documents
-from llama2_pl.model.cache import KVCache
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.layers import Block, Embedding, RMSNorm, RoPE, picked
 
@@ -21,8 +20,6 @@ class Inputs(TypedDict, total=False):
     positions: Tensor | None
     document_ids: Tensor | None
     branches: Tensor | None
-    key_mask: Tensor | None
-    cache: KVCache | None
     at: Tensor | None
 
 
@@ -53,46 +50,38 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
         branches: Tensor | None = None,
-        key_mask: Tensor | None = None,
-        cache: KVCache | None = None,
         at: Tensor | None = None,
     ) -> Tensor:
         """(B, T) -> (B, T, D), after the final norm; with `at` (N, D).
 
         Args:
             tokens: ids (B, T).
-            positions: (B, T); by default they count from the cache's length, from each document's start, or over the
-                keys that count.
-            document_ids: (B, T); attention stays inside a document.
+            positions: (B, T); by default they count from each document's start.
+            document_ids: (B, T); attention stays inside a document; None: each row is one.
             branches: (B, T); of a document that is a tree, 0 its trunk, which all its branches read, and else the
                 branch, which only its own tokens read. With positions, where each branch goes on from the trunk.
-            key_mask: (B, S) bool, S the filled cache with these tokens: False keys, such as left padding, are not read.
-            cache: keys and values of earlier tokens; these are added behind them.
             at: (N,) the places in the flattened (B * T) whose states are wanted, by default all: a reward model reads
                 one of each answer. The others then go through the last block's attention only.
         """
-        past = cache.length if cache is not None else 0
-        check_lengths(self.config, tokens, positions, document_ids, key_mask, cache)
         if branches is not None and (document_ids is None or positions is None):
             raise ValueError(
                 "branches without document_ids and positions: give both, they are parts of documents"
             )
         if positions is None:
-            positions = default_positions(tokens, document_ids, key_mask, past)
-        if self.flash_attention and document_ids is not None and branches is None and key_mask is None:
+            positions = default_positions(tokens, document_ids, self.config.max_seq_len)
+        if document_ids is None:
+            mask = None
+        elif self.flash_attention and branches is None:
             mask = bounds_of_documents(document_ids)
         else:
-            mask = attention_mask(tokens, document_ids, branches, key_mask, past)
+            mask = attention_mask(document_ids, branches)
         rotation = self.rope(positions)
         hidden = self.embedding(tokens)
         # A compiled block would be compiled again for every number of places: there they are picked at the end.
         within, behind = (None, at) if self.compiled else (at, None)
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1
-            earlier = cache.layer(number) if cache is not None else None
-            hidden = layer(hidden, rotation, mask, earlier, within if last else None)
-        if cache is not None:
-            cache.advance(tokens.shape[1])
+            hidden = layer(hidden, rotation, mask, within if last else None)
         return picked(self.norm(hidden), behind)
 
 
@@ -108,42 +97,14 @@ def extend_context(model: nn.Module, max_seq_len: int) -> None:
             module.reset_parameters()
 
 
-def check_lengths(
-    config: ModelConfig,
-    tokens: Tensor,
-    positions: Tensor | None,
-    document_ids: Tensor | None,
-    key_mask: Tensor | None,
-    cache: KVCache | None,
-) -> None:
-    """Raise ValueError for what broadcasting would hide or a GPU would only report as a failed assertion."""
-    if document_ids is not None and cache is not None:
-        raise ValueError(
-            "document_ids with a cache: rows of several documents cannot be decoded; give one of them"
-        )
-    end = tokens.shape[1] + (cache.length if cache is not None else 0)
-    if cache is not None and end > cache.slots:
-        raise ValueError(f"the cache has {cache.slots} slots and needs {end}; make it longer")
-    if key_mask is not None and key_mask.shape[1] < end:
-        raise ValueError(
-            f"key_mask covers {key_mask.shape[1]} keys of {end}; it also covers those in the cache"
-        )
-    if positions is None and end > config.max_seq_len:
-        raise ValueError(
-            f"{end} tokens and max_seq_len is {config.max_seq_len}; shorten the rows or raise it"
-        )
-
-
-def default_positions(
-    tokens: Tensor, document_ids: Tensor | None, key_mask: Tensor | None, past: int
-) -> Tensor:
-    """Positions (B or 1, T) where the caller gave none."""
+def default_positions(tokens: Tensor, document_ids: Tensor | None, max_seq_len: int) -> Tensor:
+    """Positions (B or 1, T) where the caller gave none. A GPU would report one too many as a failed assertion only."""
     steps = tokens.shape[1]
+    if steps > max_seq_len:
+        raise ValueError(f"{steps} tokens and max_seq_len is {max_seq_len}; shorten the rows or raise it")
     if document_ids is not None:
         return positions_in_documents(document_ids)
-    if key_mask is not None:
-        return (key_mask.long().cumsum(1) - 1).clamp_(min=0)[:, past : past + steps]
-    return torch.arange(past, past + steps, device=tokens.device).unsqueeze(0)
+    return torch.arange(steps, device=tokens.device).unsqueeze(0)
 
 
 def positions_in_documents(document_ids: Tensor) -> Tensor:
@@ -165,22 +126,11 @@ def bounds_of_documents(document_ids: Tensor) -> Documents:
     return Documents(F.pad(first, (0, 1), value=document_ids.numel()).int(), document_ids.shape[1])
 
 
-def attention_mask(
-    tokens: Tensor, document_ids: Tensor | None, branches: Tensor | None, key_mask: Tensor | None, past: int
-) -> Tensor | None:
-    """(B or 1, 1, T, S) True where a query may read a key; None where plain causal attention is meant."""
-    steps = tokens.shape[1]
-    if document_ids is None and key_mask is None and (past == 0 or steps == 1):
-        return None
-    keys = torch.arange(past + steps, device=tokens.device)
-    queries = keys[past:]
-    mask = (keys <= queries.unsqueeze(1)).unsqueeze(0)
-    if document_ids is not None:
-        mask = mask & (document_ids.unsqueeze(2) == document_ids.unsqueeze(1))
+def attention_mask(document_ids: Tensor, branches: Tensor | None) -> Tensor:
+    """(B, T) -> (B, 1, T, T): True where a query may read a key."""
+    place = torch.arange(document_ids.shape[1], device=document_ids.device)
+    mask = (place <= place.unsqueeze(1)) & (document_ids.unsqueeze(2) == document_ids.unsqueeze(1))
     if branches is not None:
         read = branches.unsqueeze(1)
         mask = mask & ((read == 0) | (read == branches.unsqueeze(2)))
-    if key_mask is not None:
-        # A padded query reads itself: a row of the softmax with nothing in it would be NaN.
-        mask = mask & (key_mask[:, None, : past + steps] | (keys == queries.unsqueeze(1)))
     return mask.unsqueeze(1)

@@ -94,7 +94,7 @@ def test_a_block_keeps_the_inputs_of_its_parts_and_no_more() -> None:
 
     angles = torch.rand(1, 1, steps, 16)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        out = block(x, Rotation(angles.cos(), angles.sin()), None, None)
+        out = block(x, Rotation(angles.cos(), angles.sin()), None)
     numbers = 8 * config.dim + 3 * config.ffn_hidden  # of each token
     numbers += config.n_heads * steps  # attention's weights
     small = 2 * angles.nbytes + 2 * 2 * steps * 4  # cos and sin, a number per row of each norm

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from llama2_pl.checkpoints.keys import entries
 from llama2_pl.model import layers
 from llama2_pl.model.attention import attend
-from llama2_pl.model.cache import KVCache
 from llama2_pl.model.config import PRESETS, ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.model.layers import RMSNorm, RoPE, rotate
@@ -101,56 +100,11 @@ def test_future_tokens_do_not_change_past_logits() -> None:
     assert not torch.isclose(before[:, 12:], after[:, 12:]).all()
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_decoding_with_a_cache_equals_the_full_forward(chunk: int) -> None:
-    model, ids = lively(), tokens()
-    cache = KVCache(GQA, batch=2, slots=20)
-    parts = [model(ids[:, :8], cache=cache)]
-    parts += [model(part, cache=cache) for part in ids[:, 8:].split(chunk, 1)]
-    close(torch.cat(parts, 1), model(ids))
-    assert cache.length == 20
-
-
-def test_a_cache_is_read_also_where_activations_are_computed_again() -> None:
-    model, ids = lively().requires_grad_(), tokens()
-    expected, cache = model(ids), KVCache(GQA, batch=2, slots=20)
-    for block in model.backbone.layers:
-        block.recompute = True
-    with torch.no_grad():
-        model(ids[:, :19], cache=cache)
-    close(model(ids[:, 19:], cache=cache), expected[:, 19:])
-
-
-def test_left_padded_rows_with_a_cache_equal_each_row_alone() -> None:
-    model, ids, pads = lively(), tokens(3, 12), torch.tensor([0, 4, 7])
-    key_mask = torch.arange(12) >= pads[:, None]
-    cache = KVCache(GQA, batch=3, slots=12)
-    parts = [model(ids[:, :9], key_mask=key_mask[:, :9], cache=cache)]
-    parts += [model(ids[:, t : t + 1], key_mask=key_mask[:, : t + 1], cache=cache) for t in range(9, 12)]
-    found, at_once = torch.cat(parts, 1), model(ids, key_mask=key_mask)
-    for row, pad in enumerate(pads.tolist()):
-        alone = model(ids[row : row + 1, pad:])[0]
-        close(found[row, pad:], alone)
-        close(at_once[row, pad:], alone)
-
-
-def test_a_cache_that_is_full_says_so() -> None:
-    with pytest.raises(ValueError, match="the cache has 4 slots and needs 5"):
-        lively()(tokens(1, 5), cache=KVCache(GQA, batch=1, slots=4))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"cache": KVCache(GQA, 2, 64), "document_ids": torch.zeros(2, 20)}, "document_ids with a cache"),
-        ({"key_mask": torch.ones(2, 1, dtype=torch.bool)}, "key_mask covers 1 keys of 20"),
-        ({"branches": torch.zeros(2, 20)}, "branches without document_ids and positions: give both"),
-        ({"branches": torch.zeros(2, 20), "positions": torch.zeros(2, 20)}, "branches without document_ids"),
-    ],
-)
-def test_arguments_that_broadcasting_would_swallow_are_refused(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        lively()(tokens(), **arguments)
+@pytest.mark.parametrize("also", [(), ("positions",), ("document_ids",)])
+def test_branches_need_documents_and_positions(also: tuple[str, ...]) -> None:
+    given = dict.fromkeys(("branches", *also), torch.zeros(2, 20, dtype=torch.int64))
+    with pytest.raises(ValueError, match="branches without document_ids and positions: give both"):
+        lively()(tokens(), **given)
 
 
 def test_more_tokens_than_positions_are_refused_and_given_positions_are_not() -> None:
@@ -196,26 +150,6 @@ def test_a_tree_gives_each_branch_what_its_row_alone_gives() -> None:
         start += len(leaf)
 
 
-def test_a_scalar_model_takes_a_cache_as_the_language_model_does() -> None:
-    torch.manual_seed(0)
-    model, ids = ScalarModel(GQA).requires_grad_(False), tokens()
-    cache, key_mask = KVCache(GQA, batch=2, slots=20), torch.ones(2, 20, dtype=torch.bool)
-    parts = [model(ids[:, :15], cache=cache), model(ids[:, 15:], key_mask=key_mask, cache=cache)]
-    close(torch.cat(parts, 1), model(ids))
-
-
-def test_selected_cache_rows_decode_as_those_rows_do() -> None:
-    model, ids = lively(), tokens(3, 10)
-    cache = KVCache(GQA, batch=3, slots=10)
-    model(ids[:, :9], cache=cache)
-    rows = torch.tensor([2, 0, 0])
-    chosen = cache.select(rows)
-    assert (chosen.length, chosen.slots) == (9, 10)
-    close(model(ids[rows, 9:], cache=chosen), model(ids[rows])[:, 9:])
-    # the copy is the caller's own: the first cache is where it was
-    close(model(ids[:, 9:], cache=cache), model(ids)[:, 9:])
-
-
 def test_documents_do_not_see_each_other_and_positions_restart() -> None:
     model, ids = lively(), tokens(1, 14)
     document_ids = torch.tensor([[0] * 6 + [1] * 5 + [-1] * 3])
@@ -235,8 +169,6 @@ def test_positions_restart_with_each_document() -> None:
 
 def test_rows_of_padding_only_give_no_nan() -> None:
     model, ids = lively(), tokens()
-    nothing = torch.zeros(2, 20, dtype=torch.bool)
-    assert model(ids, key_mask=nothing).isfinite().all()
     assert model(ids, document_ids=torch.full((2, 20), -1)).isfinite().all()
 
 
@@ -268,11 +200,9 @@ def test_under_bf16_autocast_attention_is_bf16_and_its_rotation_fp32(monkeypatch
     model, ids = lively(), tokens()
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(ids)
-        cached = model(ids, cache=KVCache(GQA, 2, 20, torch.bfloat16))
         rotation = model.backbone.rope(torch.tensor([[63]]))
     assert set(seen) == {torch.bfloat16} and rotation.cos.dtype == logits.dtype == torch.float32
     assert (logits - model(ids)).abs().max() < 0.3  # of a spread of 1.5
-    assert torch.equal(cached, logits)
 
 
 def test_rms_norm_divides_by_the_root_mean_square() -> None:
