@@ -1,6 +1,6 @@
 """Lightning callbacks of the recipe; each works alone in any `L.Trainer`. Installed as `llama2_pl.callbacks`."""
 
-from llama2_pl.callbacks.carbon import CarbonFootprint, carbon_kg, table_2
+from llama2_pl.callbacks.carbon import CarbonFootprint
 from llama2_pl.callbacks.compiled import CompiledBlocks
 from llama2_pl.callbacks.doctor import PPODoctor
 from llama2_pl.callbacks.early_stopping import HeldOutPromptEarlyStopping
@@ -25,8 +25,6 @@ __all__ = [
     "PPODoctor",
     "Plan",
     "PreemptionCheckpoint",
-    "carbon_kg",
     "choose_plan",
     "select_strategy",
-    "table_2",
 ]

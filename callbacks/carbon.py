@@ -1,4 +1,4 @@
-"""Energy and carbon of each stage of a training, cumulative over restarts; and the paper's Table 2.
+"""Energy and carbon of each stage of a training, cumulative over restarts.
 
 Llama 2 §2.2.1 and Table 2; the formula is Llama 1's: hours x watts x PUE x kgCO2e per kWh.
 """
@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -27,36 +27,6 @@ PUE = 1.1
 KG_PER_KWH = 0.385
 GPU_WATTS = 400.0  # the cap of the paper's A100s (Table 2)
 CPU_WATTS = 65.0  # of one machine; our choice, the rated power of a common desktop processor
-
-
-class Table2Row(NamedTuple):
-    """One row of Table 2: size, GPU hours, watts per GPU, tonnes of CO2e."""
-
-    size: str
-    gpu_hours: int
-    watts: int | None
-    tco2e: float
-
-
-def carbon_kg(hours: float, watts: float, pue: float = PUE, kg_per_kwh: float = KG_PER_KWH) -> float:
-    """Kilograms of CO2e of `hours` device hours at `watts` each."""
-    return hours * watts / 1000 * pue * kg_per_kwh
-
-
-def table_2() -> list[Table2Row]:
-    """Llama 2's Table 2 from its hours and watts.
-
-    The printed entries are truncated to two decimals, and the total is that of the untruncated ones: 539.00,
-    where the printed entries add up to 538.98.
-    """
-    inputs = [("7B", 184_320, 400), ("13B", 368_640, 400), ("34B", 1_038_336, 350), ("70B", 1_720_320, 400)]
-    tonnes = [carbon_kg(hours, watts) / 1000 for _, hours, watts in inputs]
-    rows = [Table2Row(*row, _truncate(t)) for row, t in zip(inputs, tonnes, strict=True)]
-    return [*rows, Table2Row("Total", sum(row[1] for row in inputs), None, _truncate(sum(tonnes)))]
-
-
-def _truncate(value: float) -> float:
-    return math.floor(value * 100) / 100
 
 
 def _never_fails(method: Callable[..., None]) -> Callable[..., None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 import types
@@ -17,7 +18,8 @@ from lightning.pytorch.callbacks import LambdaCallback
 from torch.utils.data import DataLoader
 
 from llama2_pl.callbacks import carbon, carbon_ledger
-from llama2_pl.callbacks.carbon import CarbonFootprint, carbon_kg, table_2
+from llama2_pl.callbacks.carbon import CarbonFootprint
+from llama2_pl.callbacks.meters import WattsMeter
 
 
 class Line(L.LightningModule):
@@ -100,15 +102,16 @@ def fake_codecarbon(monkeypatch: pytest.MonkeyPatch, **methods) -> list[dict]:
 
 
 def test_table_2_is_the_papers() -> None:
-    rows = {row.size: row for row in table_2()}
-    printed = {"7B": 31.22, "13B": 62.44, "34B": 153.90, "70B": 291.42, "Total": 539.00}
-    assert {size: row.tco2e for size, row in rows.items()} == printed
-    assert rows["Total"].gpu_hours == 3_311_616
-
-
-def test_carbon_is_hours_times_watts_times_pue_times_intensity() -> None:
-    assert carbon_kg(10, 400) == pytest.approx(10 * 0.4 * 1.1 * 0.385)
-    assert carbon_kg(10, 400, pue=1.0, kg_per_kwh=0.5) == pytest.approx(2.0)
+    """GPU hours, watts and tonnes of each size; entries are truncated, and the total is that of the untruncated."""
+    rows = [(184_320, 400, 31.22), (368_640, 400, 62.44), (1_038_336, 350, 153.90), (1_720_320, 400, 291.42)]
+    kwh = [WattsMeter(watts).read(hours) for hours, watts, _ in rows]
+    sessions = [carbon_ledger.Session(0.0, 0.0, energy, "watts") for energy in kwh]
+    footprint = CarbonFootprint()
+    co2e = [
+        carbon_ledger.totals(part, footprint.pue, footprint.kg_per_kwh)["co2e_kg"]
+        for part in (*([session] for session in sessions), sessions)
+    ]
+    assert [math.floor(kg / 10) / 100 for kg in co2e] == [*(printed for *_, printed in rows), 539.00]
 
 
 def test_power_times_hours_is_logged_and_kept(tmp_path: Path, clock: Clock) -> None:
