@@ -23,27 +23,16 @@ IGNORED = -100  # as in torch.nn.functional.cross_entropy
 CPU_SLICE = 2**19  # fp32 numbers of the softmax at a time on a CPU: 2 MiB stay in its cache
 
 
-def next_token_loss(logits: Tensor, tokens: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the cross-entropies of the counted tokens, and how many they are.
-
-    Llama 2 §2.2 (autoregressive objective), §3.1 (loss zeroed on prompt tokens).
-    logits (B, T, V), tokens (B, T), loss_mask (B, T): True where the token is a target to be predicted.
-    Token 0 has no prediction and never counts. Nothing counted gives (0, 0), not NaN.
-    """
-    targets, counted = tokens[:, 1:], loss_mask[:, 1:]
-    predictions = logits[:, :-1][counted].float()  # (C, V)
-    return F.cross_entropy(predictions, targets[counted], reduction="sum"), counted.sum()
-
-
 def next_token_loss_from_hidden(
     hidden: Tensor, head: Head, tokens: Tensor, loss_mask: Tensor, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`next_token_loss` without ever holding the (B, T, V) logits.
+    """Sum of the cross-entropies of the counted tokens, and how many they are; the (B, T, V) logits are never held.
 
-    Our choice: only positions that count pass through the head, `chunk` at a time (None: as CHUNK and CHUNK_LOGITS
-    say), and a chunk's gradient is taken while its logits are there; with 32,000 words the fp32 logits are otherwise
-    the largest tensor.
-    hidden (B, T, D), or (C, D) at `predicting(loss_mask)` alone; tokens (B, T), loss_mask (B, T).
+    Llama 2 §2.2 (autoregressive objective), §3.1 (loss zeroed on prompt tokens). Our choice: only
+    positions that count pass through the head, `chunk` at a time (None: as CHUNK and CHUNK_LOGITS say), and a chunk's
+    gradient is taken while its logits are there; with 32,000 words the fp32 logits are otherwise the largest tensor.
+    hidden (B, T, D), or (C, D) at `predicting(loss_mask)` alone; tokens (B, T); loss_mask (B, T), True where the token
+    is a target to be predicted. Token 0 has no prediction and never counts. Nothing counted gives (0, 0), not NaN.
     """
     counted, chunk = loss_mask[:, 1:], chunk or _positions(head)
     rows, targets = _counted_rows(hidden, tokens, loss_mask)
@@ -160,16 +149,6 @@ def _is_matrix(head: Head) -> bool:
     return isinstance(head, nn.Linear) and not head._forward_hooks
 
 
-def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Log-probability of each token given those before it; 0 at position 0.
-
-    logits (B, T, V), tokens (B, T) -> (B, T) fp32.
-    """
-    logprobs = F.log_softmax(logits[:, :-1].float(), dim=-1)
-    chosen = logprobs.gather(-1, tokens[:, 1:, None]).squeeze(-1)
-    return F.pad(chosen, (1, 0))
-
-
 def token_logprobs_from_hidden(
     hidden: Tensor,
     head: Head,
@@ -178,7 +157,7 @@ def token_logprobs_from_hidden(
     temperature: float = 1.0,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each counted token, and the entropy of the distribution it was drawn from.
+    """Log-probability of each counted token given those before it, and the entropy of what it was drawn from.
 
     Our choice: 0 outside `mask`, so that the head runs on counted positions only. The entropy carries no
     gradient: the paper's objective has no entropy bonus, it is for the log. On a GPU the head runs on all positions,

@@ -15,7 +15,7 @@ from llama2_pl.data.batches import Batch
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.modules import PretrainModule, SFTModule
-from llama2_pl.objectives.language import next_token_loss
+from tests.objectives.plain import next_token_loss
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from llama2_pl.data.unpadded import counted_lengths, pack_padded, read
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.modules.experience import policy_logprobs, state_values
-from llama2_pl.objectives.language import token_logprobs
+from tests.objectives.plain import token_logprobs
 
 CONFIG = ModelConfig(
     dim=32, n_layers=2, n_heads=4, n_kv_heads=2, vocab_size=61, multiple_of=16, max_seq_len=64

@@ -1,12 +1,14 @@
 """Next-token loss and log-probabilities. V = 2 with logits (0, ln 3) gives p = (0.25, 0.75)."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from llama2_pl.objectives import language
+from tests.objectives.plain import next_token_loss, token_logprobs
 
 QUARTER, THREE_QUARTERS = -math.log(0.25), -math.log(0.75)  # 1.386294, 0.287682
 
@@ -26,10 +28,11 @@ def random_case(seed: int = 0, rows: int = 3, length: int = 7, dim: int = 8, voc
 def test_token_t_is_predicted_from_position_t_minus_1():
     # token 1 (p 0.75) at position 1 and token 0 (p 0.25) at position 2; token 0 is never predicted.
     tokens = torch.tensor([[0, 1, 0]])
-    total, count = language.next_token_loss(logits(1, 3), tokens, torch.ones(1, 3, dtype=torch.bool))
+    loss = partial(language.next_token_loss_from_hidden, logits(1, 3), nn.Identity(), tokens)
+    total, count = loss(torch.ones(1, 3, dtype=torch.bool))
     assert count.item() == 2
     assert total.item() == pytest.approx(THREE_QUARTERS + QUARTER, abs=1e-6)
-    total, count = language.next_token_loss(logits(1, 3), tokens, torch.tensor([[True, False, True]]))
+    total, count = loss(torch.tensor([[True, False, True]]))
     assert (count.item(), total.item()) == (1, pytest.approx(QUARTER, abs=1e-6))
 
 
@@ -52,14 +55,12 @@ def test_nothing_counted_gives_zero_with_a_gradient_of_zero(dtype):
     assert (total.item(), count.item()) == (0.0, 0)
     assert total.dtype == torch.float32
     assert head.weight.grad is not None and head.weight.grad.abs().sum() == 0
-    plain, count = language.next_token_loss(head(hidden.to(dtype)), tokens, nothing)
-    assert (plain.item(), count.item()) == (0.0, 0)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_chunks_change_neither_the_loss_nor_its_gradients(chunk):
+def test_the_loss_and_its_gradients_are_torchs_whatever_the_chunk(chunk):
     hidden, head, tokens, mask = random_case()
-    expected, count = language.next_token_loss(head(hidden), tokens, mask)
+    expected, count = next_token_loss(head(hidden), tokens, mask)
     grads = torch.autograd.grad(expected, [hidden, head.weight])
     total, same_count = language.next_token_loss_from_hidden(hidden, head, tokens, mask, chunk)
     torch.testing.assert_close(total, expected)
@@ -108,7 +109,7 @@ def test_a_frozen_head_passes_the_gradient_on_and_takes_none():
     hidden, head, tokens, mask = random_case()
     head.requires_grad_(False)
     language.next_token_loss_from_hidden(hidden, head, tokens, mask, chunk=4)[0].backward()
-    want = torch.autograd.grad(language.next_token_loss(head(hidden), tokens, mask)[0], hidden)[0]
+    want = torch.autograd.grad(next_token_loss(head(hidden), tokens, mask)[0], hidden)[0]
     torch.testing.assert_close(hidden.grad, want)
     assert head.weight.grad is None
 
@@ -122,7 +123,7 @@ def test_the_gradient_under_autocast_is_that_of_torchs_own_loss(monkeypatch):
             if own:
                 loss = language.next_token_loss_from_hidden(hidden, head, tokens, mask)[0]
             else:
-                loss = language.next_token_loss(head(hidden), tokens, mask)[0]
+                loss = next_token_loss(head(hidden), tokens, mask)[0]
         gradients.append([loss, *torch.autograd.grad(loss, [hidden, head.weight])])
     for ours, torchs in zip(*gradients, strict=True):
         assert ours.dtype == torchs.dtype == torch.float32
@@ -144,9 +145,9 @@ def test_a_head_that_keeps_its_logits_has_torchs_gradient():
     mask[:, 0] = False
     head = nn.Sequential(matrix, nn.Tanh())
     total, _ = language.next_token_loss_from_hidden(hidden, head, tokens, mask)
-    want, _ = language.next_token_loss(head(hidden), tokens, mask)
+    want, _ = next_token_loss(head(hidden), tokens, mask)
     logprobs, _ = language.token_logprobs_from_hidden(hidden, head, tokens, mask)
-    wanted = language.token_logprobs(head(hidden), tokens) * mask
+    wanted = token_logprobs(head(hidden), tokens) * mask
     for mine, theirs in ((total, want), (logprobs.sin().sum(), wanted.sin().sum())):
         gradients = (torch.autograd.grad(x, [hidden, matrix.weight]) for x in (mine, theirs))
         for ours, torchs in zip(*gradients, strict=True):
@@ -156,24 +157,15 @@ def test_a_head_that_keeps_its_logits_has_torchs_gradient():
 def test_the_loss_may_be_scaled_before_the_backward_pass():
     hidden, head, tokens, mask = random_case()
     (3.0 * language.next_token_loss_from_hidden(hidden, head, tokens, mask)[0]).backward()
-    (want,) = torch.autograd.grad(3.0 * language.next_token_loss(head(hidden), tokens, mask)[0], head.weight)
+    (want,) = torch.autograd.grad(3.0 * next_token_loss(head(hidden), tokens, mask)[0], head.weight)
     torch.testing.assert_close(head.weight.grad, want)
-
-
-def test_the_loss_equals_torch_cross_entropy():
-    hidden, head, tokens, mask = random_case()
-    scores = head(hidden)
-    ignored = tokens.masked_fill(~mask, -100)
-    want = nn.functional.cross_entropy(scores[:, :-1].transpose(1, 2), ignored[:, 1:], reduction="sum")
-    torch.testing.assert_close(language.next_token_loss(scores, tokens, mask)[0], want)
 
 
 def test_bfloat16_logits_are_summed_in_float32():
     # 1000 equal losses of ln 2: bfloat16 sums stop growing at 256 * 0.69.
     tokens = torch.zeros(1, 1001, dtype=torch.int64)
-    total, _ = language.next_token_loss(
-        torch.zeros(1, 1001, 2, dtype=torch.bfloat16), tokens, torch.ones_like(tokens, dtype=torch.bool)
-    )
+    scores, mask = torch.zeros(1, 1001, 2, dtype=torch.bfloat16), torch.ones_like(tokens, dtype=torch.bool)
+    total, _ = language.next_token_loss_from_hidden(scores, nn.Identity(), tokens, mask)
     assert total.item() == pytest.approx(1000 * math.log(2), rel=1e-5)
 
 
@@ -194,7 +186,8 @@ def test_states_at_the_places_that_predict_suffice(counted):
 
 
 def test_logprobs_stand_at_their_own_token():
-    got = language.token_logprobs(logits(1, 3), torch.tensor([[0, 1, 0]]))
+    tokens, mask = torch.tensor([[0, 1, 0]]), torch.ones(1, 3, dtype=torch.bool)
+    got, _ = language.token_logprobs_from_hidden(logits(1, 3), nn.Identity(), tokens, mask)
     torch.testing.assert_close(got, torch.tensor([[0.0, -THREE_QUARTERS, -QUARTER]]))
 
 
@@ -203,7 +196,7 @@ def test_logprobs_from_hidden_states_are_those_of_the_logits_where_counted(chunk
     hidden, head, tokens, mask = random_case()
     mask[:, 0] = False
     logprobs, entropy = language.token_logprobs_from_hidden(hidden, head, tokens, mask, chunk=chunk)
-    torch.testing.assert_close(logprobs, language.token_logprobs(head(hidden), tokens) * mask)
+    torch.testing.assert_close(logprobs, token_logprobs(head(hidden), tokens) * mask)
     distribution = torch.distributions.Categorical(logits=head(hidden)[:, :-1])
     want = torch.nn.functional.pad(distribution.entropy(), (1, 0)) * mask
     torch.testing.assert_close(entropy, want.detach())
@@ -222,7 +215,7 @@ def test_gradients_of_logprobs_are_those_of_torch(slice_of, monkeypatch):
         if ours:
             logprobs, _ = language.token_logprobs_from_hidden(leaf, head, tokens, mask, temperature=0.7)
         else:
-            logprobs = language.token_logprobs(head(leaf) / 0.7, tokens) * mask
+            logprobs = token_logprobs(head(leaf) / 0.7, tokens) * mask
         loss = (logprobs * weight).sin().sum()
         gradients.append(torch.autograd.grad(loss, [leaf, head.weight]))
     for mine, theirs in zip(*gradients, strict=True):
