@@ -12,13 +12,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from llama2_pl.data.batches import Packing
 from llama2_pl.data.unpadded import ROWS_IN_ONE, Family, families, on_device, pack_padded, read, takes_trees
-from llama2_pl.model.heads import ScalarModel, last_places
+from llama2_pl.model.heads import ScalarModel
 from llama2_pl.model.parallel import is_sharded, largest_over_ranks
 
 
 def score_padded(model: ScalarModel, tokens: Tensor, lengths: Tensor, packing: Packing | None) -> Tensor:
-    """Right-padded dialogues (R, T), lengths (R,) -> (R,) linear scores; the same with a packing, in less time."""
-    return read(model, tokens, packing, last_places(lengths, tokens.shape[1]))
+    """Right-padded dialogues (R, T), lengths (R,) -> (R,) linear scores; the same with a packing, in less time.
+
+    Each is the value at the row's last real token. Our choice: the paper does not say where it pools; the last token,
+    EOS, has seen the whole dialogue.
+    """
+    last = torch.arange(len(lengths), device=lengths.device) * tokens.shape[1] + lengths - 1
+    return read(model, tokens, packing, last)
 
 
 class ScorePass(NamedTuple):

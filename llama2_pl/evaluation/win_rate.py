@@ -34,7 +34,6 @@ def win_rate(
     a: Sequence[float] | Tensor,
     b: Sequence[float] | Tensor,
     *,
-    tie_margin: float = 0.0,
     resamples: int = 2000,
     seed: int = 0,
 ) -> WinRate:
@@ -44,7 +43,6 @@ def win_rate(
     noise of sampling, and still n observations for the interval.
 
     Args:
-        tie_margin: scores no further apart than this are a tie.
         resamples: of the bootstrap; 2000 (our choice) settle the ends of the interval to about half a percent.
         seed: of the bootstrap.
     """
@@ -54,7 +52,7 @@ def win_rate(
             f"A has {left.numel()} scores and B {right.numel()}; score the answers of both to the same prompts"
         )
     difference = left - right if left.ndim == 1 else (left[:, :, None] - right[:, None, :]).flatten(1)
-    outcomes = torch.where(difference.abs() <= tie_margin, 0.5, (difference > 0).double())
+    outcomes = torch.where(difference == 0, 0.5, (difference > 0).double())
     return summarise(outcomes, resamples=resamples, seed=seed)
 
 

@@ -44,7 +44,6 @@ def generate(
     samples_per_prompt: int = 1,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     max_batch: int | None = None,
-    autocast_dtype: torch.dtype | None = None,
 ) -> Rollout:
     """Sample `samples_per_prompt` continuations of each prompt, in rows ordered prompt-major.
 
@@ -57,13 +56,12 @@ def generate(
         generator: source of the uniforms; torch's global one when None. One per prompt: a prompt's samples then
             stay the same whichever prompts stand beside it.
         max_batch: most rows decoded together; whenever some have ended, others take their places. None: all at once.
-        autocast_dtype: compute in this type (torch.bfloat16); None leaves the caller's precision.
     """
     _check(model, prompts, max_new_tokens, temperature, top_p, samples_per_prompt, max_batch)
     rows = len(prompts) * samples_per_prompt
     most = min(rows, max_batch or rows)
     uniforms = _uniforms(generator, len(prompts), samples_per_prompt, max_new_tokens)
-    with _sampling_in(model, autocast_dtype) as dtype:
+    with _sampling(model) as dtype:
         decoder = Decoder(model, dtype, most)
         waiting = Waiting(decoder, prompts, samples_per_prompt)
         recipe = Recipe(eos_id, temperature, top_p)
@@ -130,16 +128,15 @@ def _check(
 
 
 @contextmanager
-def _sampling_in(model: nn.Module, dtype: torch.dtype | None) -> Iterator[torch.dtype | None]:
-    """No gradients; the type to compute in: the one asked for or, inside autocast, autocast's.
+def _sampling(model: nn.Module) -> Iterator[torch.dtype | None]:
+    """No gradients; the type to compute in: inside autocast its, otherwise (None) that of the weights.
 
     Autocast itself is off: the decoder casts each weight once, where autocast would look at every product's.
     no_grad rather than inference_mode: tensors made in inference mode cannot enter a later backward pass, and PPO
     trains on these.
     """
     device = next(model.parameters()).device.type
-    if dtype is None and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     with torch.no_grad(), torch.autocast(device, enabled=False):
         yield dtype
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -41,16 +40,3 @@ class ScalarModel(nn.Module):
     def forward(self, tokens: Tensor, **inputs: Unpack[Inputs]) -> Tensor:
         """(B, T) -> (B, T) float32, one value per position; with `at` (N,). Arguments as for `Transformer`."""
         return self.head(self.backbone(tokens, **inputs)).squeeze(-1).float()
-
-    def score(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Right-padded rows (B, T) and their lengths (B,) -> (B,): the value at each row's last real token.
-
-        Our choice: the paper does not say where it pools; the last token, EOS, has seen the whole dialogue.
-        """
-        last = self.backbone(tokens, at=last_places(lengths.to(tokens.device), tokens.shape[1]))
-        return self.head(last).squeeze(-1).float()
-
-
-def last_places(lengths: Tensor, width: int) -> Tensor:
-    """Where in the flattened rows of `width` columns each row's last token is: lengths (B,) -> (B,)."""
-    return torch.arange(len(lengths), device=lengths.device) * width + lengths - 1

@@ -230,5 +230,6 @@ def _shard(model: LanguageModel | ScalarModel, plan: ParallelPlan, mesh: DeviceM
     for block in _blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
-    # Losses call `hidden` and `score`; FSDP2 gathers the root's parameters only around methods that it knows.
-    register_fsdp_forward_method(model, "hidden" if isinstance(model, LanguageModel) else "score")
+    # Losses call `hidden`; FSDP2 gathers the root's parameters only around methods that it knows.
+    if isinstance(model, LanguageModel):
+        register_fsdp_forward_method(model, "hidden")

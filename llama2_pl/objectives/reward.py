@@ -37,7 +37,6 @@ def combined_reward(
 def whiten(
     x: Tensor,
     mask: Tensor | None = None,
-    shift_mean: bool = True,
     total: Callable[[Tensor], Tensor] = lambda partial_sum: partial_sum,
     eps: float = 1e-8,
 ) -> Tensor:
@@ -46,12 +45,11 @@ def whiten(
     Llama 2 §3.2.3 (WHITEN). Over what it averages is our choice: the whole global batch of an iteration,
     so the reward stays comparable inside it. `total` turns this rank's sum into the sum over all ranks.
     Population standard deviation; a batch of one, or of equal scores, gives zeros.
-    shift_mean=False divides the spread but keeps the mean. x, mask: same shape -> the shape of x.
+    x, mask: same shape -> the shape of x.
     """
     counts = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
     x = x.float()
     count = total(counts.sum().float()).clamp(min=1)
     mean = total((x * counts).sum()) / count
     variance = total(((x - mean).square() * counts).sum()) / count
-    whitened = (x - mean) * torch.rsqrt(variance + eps)
-    return (whitened if shift_mean else whitened + mean) * counts
+    return (x - mean) * torch.rsqrt(variance + eps) * counts

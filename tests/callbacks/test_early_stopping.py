@@ -421,9 +421,7 @@ def test_the_reward_models_score_the_whole_dialogue_and_safety_rules_where_it_mu
     for row, text, score in zip(rows, answers, found, strict=True):
         ids = encode_dialog(row.prompt.then("assistant", text), tokenizer).tokens
         with torch.no_grad():
-            h, s = (
-                m.score(torch.tensor([ids]), torch.tensor([len(ids)])).item() for m in (helpfulness, safety)
-            )
+            h, s = (m(torch.tensor([ids]))[0, -1].item() for m in (helpfulness, safety))
         expected = s if row.is_safety or 1 / (1 + math.exp(-s)) < 0.15 else h
         assert score == pytest.approx(expected, abs=1e-4)
 

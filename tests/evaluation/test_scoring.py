@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llama2_pl.evaluation.scoring import score_answers, score_passes, score_responses, score_rows
+from llama2_pl.evaluation.scoring import (
+    score_answers,
+    score_padded,
+    score_passes,
+    score_responses,
+    score_rows,
+)
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import ScalarModel
 
@@ -25,6 +31,16 @@ def model() -> ScalarModel:
 @torch.no_grad()
 def one_by_one(model: ScalarModel, rows: list[list[int]]) -> list[float]:
     return [model(torch.tensor([row]))[0, -1].item() for row in rows]
+
+
+def test_a_score_is_the_scalar_at_the_last_real_token_whatever_the_padding(model: ScalarModel) -> None:
+    ids, lengths = torch.randint(50, (2, 20)), torch.tensor([5, 20])
+    padded = ids.clone()
+    padded[0, 5:] = 0
+    with torch.no_grad():
+        values, scores = model(ids), score_padded(model, ids, lengths, None)
+        torch.testing.assert_close(scores, torch.stack([values[0, 4], values[1, 19]]))
+        assert torch.equal(score_padded(model, padded, lengths, None), scores)
 
 
 @pytest.fixture

@@ -132,8 +132,8 @@ def tensor_parallel_scores(rank: int) -> None:
     split = ScalarModel(CONFIG)
     split.load_state_dict(single.state_dict())
     split = parallelize(split, ParallelPlan(tensor_parallel_size=2), mesh(1, 2))
-    lengths = torch.tensor([3, 12, 7, 1])
-    torch.testing.assert_close(split.score(TOKENS, lengths), single.score(TOKENS, lengths))
+    at = torch.tensor([2, 23, 30, 36])  # the ends of 3, 12, 7 and 1 tokens
+    torch.testing.assert_close(split(TOKENS, at=at), single(TOKENS).flatten()[at])
 
 
 def fsdp_scores(rank: int) -> None:
@@ -142,8 +142,8 @@ def fsdp_scores(rank: int) -> None:
     sharded = ScalarModel(CONFIG)
     sharded.load_state_dict(single.state_dict())
     sharded = parallelize(sharded, ParallelPlan(data_parallel_size=2), mesh(2, 1))
-    lengths = torch.tensor([3, 12, 7, 1])
-    torch.testing.assert_close(sharded.score(TOKENS, lengths), single.score(TOKENS, lengths))
+    at = torch.tensor([2, 23, 30, 36])  # the ends of 3, 12, 7 and 1 tokens
+    torch.testing.assert_close(sharded(TOKENS, at=at), single(TOKENS).flatten()[at])
     torch.testing.assert_close(sharded(TOKENS), single(TOKENS))
 
 

@@ -17,7 +17,7 @@ from llama2_pl.model.parallel import ParallelPlan, parallelize
 CASES = {
     "fsdp_gradients": "FSDP2, recomputing activations, gives the gradients of one process, also in a second step",
     "fsdp_bf16": "bf16 parameters: bf16 activations, RoPE in fp32, gradients in fp32",
-    "fsdp_scores": "FSDP2 gathers the scalar head for `score` and for `forward`",
+    "fsdp_scores": "FSDP2 gives the values of one process, at some places and at all",
     "tensor_parallel": "tensor parallel gives the logits, gradients and gradient norm of one process",
     "tensor_parallel_scores": "tensor parallel gives the scores of one process",
     "fsdp_sampling": "FSDP2 samples what one process samples, ranks that end at other steps wait for nobody",

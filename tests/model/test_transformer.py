@@ -12,7 +12,7 @@ from llama2_pl.checkpoints.keys import entries
 from llama2_pl.model import layers
 from llama2_pl.model.attention import attend
 from llama2_pl.model.config import PRESETS, ModelConfig
-from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.layers import RMSNorm, RoPE, rotate
 from llama2_pl.model.transformer import positions_in_documents
 
@@ -282,18 +282,6 @@ def test_every_parameter_gets_a_gradient() -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
-
-
-def test_a_score_is_the_scalar_at_the_last_real_token() -> None:
-    torch.manual_seed(0)
-    model, lengths = ScalarModel(GQA), torch.tensor([5, 20])
-    ids = tokens()
-    values = model(ids)
-    assert values.shape == (2, 20)
-    close(model.score(ids, lengths), torch.stack([values[0, 4], values[1, 19]]))
-    padded = ids.clone()
-    padded[0, 5:] = 0
-    assert torch.equal(model.score(padded, lengths), model.score(ids, lengths))
 
 
 @pytest.mark.parametrize("how", ["as written", "recomputed", "compiled"])
