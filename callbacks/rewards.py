@@ -25,6 +25,13 @@ class ModelReward:
     """The combined linear score of a helpfulness and, where there is one, a safety model.
 
     Llama 2 §3.2.3: the safety model's where the prompt is tagged or the answer looks unsafe, else helpfulness.
+
+    Args:
+        helpfulness: the reward model for helpfulness.
+        safety: the reward model for safety; None: helpfulness alone.
+        tokenizer: of both models.
+        max_batch: most answers that a model reads together.
+        safety_threshold: below this sigmoid of the safety score an answer looks unsafe.
     """
 
     def __init__(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import llama2_pl
+from llama2_pl import callbacks, generation, text
 from llama2_pl.cli import TRAINER_COMMANDS, main
 from llama2_pl.commands.registry import find_tool, parse_tool
 
@@ -65,6 +69,25 @@ def test_links_to_files_of_the_repository_lead_somewhere(document: str) -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", text)
     missing = [t for t in targets if "://" not in t and not (ROOT / document).parent.joinpath(t).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    "public",
+    [
+        getattr(package, name)
+        for package in (llama2_pl, callbacks, generation)
+        for name in package.__all__
+        if callable(getattr(package, name))
+    ]
+    + [text.encode_dialog, text.encode_prompt, text.truncate_dialog, text.train_tokenizer],
+    ids=lambda public: public.__name__,
+)
+def test_a_public_docstring_names_each_argument(public: Callable) -> None:
+    """Tuples that are given and never made, and functions of one argument, say it in a sentence."""
+    parameters = [] if hasattr(public, "_fields") else list(inspect.signature(public).parameters)
+    if len(parameters) > 1 or inspect.isclass(public):
+        named = re.findall(r"^    (?:    )?(\w+): ", inspect.getdoc(public) or "", re.MULTILINE)
+        assert [name for name in parameters if name not in named] == []
 
 
 def test_make_shows_its_targets() -> None:

@@ -98,7 +98,14 @@ class TokenFile:
 
 
 class TokenFileWriter:
-    """Writes a token file document by document; memory holds only the document starts (8 bytes each)."""
+    """Writes a token file document by document; memory holds only the document starts (8 bytes each).
+
+    Args:
+        path: the folder to make.
+        vocab_size: of the tokenizer; up to 65,536 a token takes two bytes, otherwise four.
+        tokenizer_sha256: `Tokenizer.sha256`, so that no other tokenizer's model is trained on it.
+        with_mask: a loss mask is written with each document.
+    """
 
     def __init__(
         self, path: str | Path, vocab_size: int, tokenizer_sha256: str, with_mask: bool = False

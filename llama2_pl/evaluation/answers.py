@@ -50,7 +50,19 @@ def answers(
     seed: int = 0,
     max_batch: int | None = 256,
 ) -> Answers:
-    """What a model says to each dialogue."""
+    """What a model says to each dialogue.
+
+    Args:
+        model: as for `generate`.
+        tokenizer: the model's.
+        dialogs: each ends with a user message.
+        max_new_tokens: most tokens of an answer, EOS included.
+        temperature: as for `generate`.
+        top_p: as for `generate`.
+        samples_per_prompt: answers to each dialogue.
+        seed: of the sampling.
+        max_batch: most answers decoded together; None: all.
+    """
     prompts = [encode_prompt(dialog, tokenizer, tags="neutralise") for dialog in dialogs]
     generator = torch.Generator().manual_seed(seed)
     rollout = generate(

@@ -56,6 +56,17 @@ def persistence(
     no sampling noise of its own; the intervals are over cases. Control tags are cut from an answer before it
     becomes context. Every dialogue must fit the model's context to its last turn, as the paper's do; nothing is
     cut, for a cut dialogue brings the instruction nearer.
+
+    Args:
+        model: the chat model.
+        tokenizer: its own.
+        cases: instruction, user turns and how an answer is checked.
+        turns: where answers are checked.
+        max_new_tokens: most tokens of an answer, EOS included.
+        temperature: of sampling; 0: greedy.
+        top_p: of sampling.
+        seed: of sampling.
+        max_batch: most dialogues answered together; None: all.
     """
     last = max(turns)
     _require_turns(cases, last)

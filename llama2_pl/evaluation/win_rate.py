@@ -43,6 +43,8 @@ def win_rate(
     noise of sampling, and still n observations for the interval.
 
     Args:
+        a: A's scores.
+        b: B's, of the same shape; others raise ValueError.
         resamples: of the bootstrap; 2000 (our choice) settle the ends of the interval to about half a percent.
         seed: of the bootstrap.
     """

@@ -51,8 +51,17 @@ def generate(
     nucleus by top_p, stop at EOS. A row's randomness is its own row of uniforms drawn up front (our choice), so it
     does not depend on the other prompts, on when they end, or on max_batch.
 
+    A number out of range, an empty prompt, and one that leaves no room for max_new_tokens in the model's context raise
+    ValueError.
+
     Args:
+        model: sampled on its device, in autocast's type inside autocast, otherwise in that of its weights.
+        prompts: ids of each, BOS first; lengths may differ. `encode_prompt` makes them of a dialogue.
         max_new_tokens: most tokens of a response, EOS included.
+        eos_id: the token that ends a response.
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: draw among the fewest likeliest tokens whose probabilities add up to this; 1: among all.
+        samples_per_prompt: responses to each prompt.
         generator: source of the uniforms; torch's global one when None. One per prompt: a prompt's samples then
             stay the same whichever prompts stand beside it.
         max_batch: most rows decoded together; whenever some have ended, others take their places. None: all at once.

@@ -11,7 +11,11 @@ from llama2_pl.model.transformer import Inputs, Transformer
 
 
 class LanguageModel(nn.Module):
-    """Backbone and untied output head."""
+    """Backbone and untied output head. Weights are drawn at random; `load_language_model` reads a checkpoint's.
+
+    Args:
+        config: sizes of the network.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -29,7 +33,13 @@ class LanguageModel(nn.Module):
 
 
 class ScalarModel(nn.Module):
-    """Backbone and a scalar regression head in place of the next-token head (Llama 2 §3.2.2): reward and value."""
+    """Backbone and a scalar regression head in place of the next-token head (Llama 2 §3.2.2): reward and value.
+
+    The score of a dialogue is the value at its last token.
+
+    Args:
+        config: sizes of the network.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -24,7 +24,11 @@ class Inputs(TypedDict, total=False):
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks and final norm of Llama 2 (§2.2); heads and losses live elsewhere."""
+    """Embedding, blocks and final norm of Llama 2 (§2.2); heads and losses live elsewhere.
+
+    Args:
+        config: sizes of the network.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

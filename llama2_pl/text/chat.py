@@ -57,6 +57,13 @@ def encode_dialog(
 
     The mask is True on everything after ``[/INST]``, the EOS included (without it the model would never
     learn to stop), and False on BOS, prompt and system message.
+
+    Args:
+        dialog: roles in turn; others, and a last message that is the user's, raise ValueError.
+        tokenizer: gives the ids.
+        train_on: "answers", or "last_answer" alone.
+        tags: a control tag in a text could forge a turn; "refuse" it with ValueError, or "neutralise" it, which puts
+            round brackets for its own.
     """
     if train_on not in get_args(TrainOn):
         raise ValueError(f"train_on {train_on!r}: choose one of {', '.join(get_args(TrainOn))}")
@@ -77,6 +84,11 @@ def encode_prompt(dialog: Dialog, tokenizer: Tokenizer, *, tags: TagPolicy = "re
     """Ids of a dialogue that ends with a user message, ready for the model to answer.
 
     Meta's generation.py. They are always a prefix of what ``encode_dialog`` gives once the answer is known.
+
+    Args:
+        dialog: roles in turn, the user's message last; others raise ValueError.
+        tokenizer: gives the ids.
+        tags: as for ``encode_dialog``.
     """
     pairs, last = _pairs(dialog, tags)
     if last is None:
@@ -103,6 +115,12 @@ def truncate_dialog(
 
     Our choice: the system message stays, since it must hold throughout, and so does the last turn.
     A dialogue whose last turn alone is too long cannot be cut and raises ValueError.
+
+    Args:
+        dialog: ends with either role.
+        tokenizer: counts the tokens.
+        max_tokens: most that are left, BOS, EOS and the format's own among them.
+        tags: as for ``encode_dialog``.
     """
     system, turns = split_system(dialog)
     pairs, last = _pairs(dialog, tags)

@@ -54,6 +54,13 @@ def render(
     """Pieces apart by a space, a line of its own for each turn; learned ones green, or between ⟦ and ⟧.
 
     A space of the text is ▁ and a line break <0x0A>, so what stands before EOS can be seen.
+
+    Args:
+        tokens: ids (T,).
+        loss_mask: (T,), True on the learned ones.
+        tokenizer: gives the pieces.
+        ids: the number of each piece beside it.
+        color: colours of a terminal, in place of ⟦ and ⟧.
     """
     if len(tokens) != len(loss_mask):
         raise ValueError(f"{len(tokens)} tokens and {len(loss_mask)} mask values: give one for each token")

@@ -57,7 +57,11 @@ class Tokenizer:
 
     BOS and EOS are added by number and never parsed from text: the text "<s>" stays four characters.
     A model that is not BPE, has no byte fallback, or numbers BOS and EOS differently cannot hold the
-    Llama 2 format and is refused; ``require_llama=False`` loads it all the same, for looking at it.
+    Llama 2 format and is refused.
+
+    Args:
+        path: of the ``tokenizer.model``.
+        require_llama: False loads any SentencePiece model all the same, for looking at it.
     """
 
     def __init__(self, path: str | Path, *, require_llama: bool = True) -> None:

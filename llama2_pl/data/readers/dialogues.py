@@ -51,6 +51,13 @@ def read_dialogues(
     """Dialogues of a JSON array or JSON-lines file, plain or gzipped; each ends with an answer.
 
     Llama 2 §3.1. Formats: see ``DIALOGUE_FORMATS``; ours is ``{"messages": [{"role", "content"}, ...]}``.
+
+    Args:
+        path: the file.
+        format: its format; "auto" tells it from the keys.
+        strict: stop at a malformed row, or skip and count it.
+        report: counts are added to it.
+        limits: on size and on the share of malformed rows.
     """
     chooser = FormatChooser(DIALOGUE_FORMATS, format)
     how = Reading(str(path), strict, limits, report if report is not None else ReadReport())
