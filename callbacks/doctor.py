@@ -136,7 +136,7 @@ class PPODoctor(L.Callback):
         )
         numbers |= measure.update_numbers(iteration)
         if self._answers is not None and torch.equal(self._answers, rollout.tokens):
-            numbers["repeat_logprob"] = (iteration.judgement.logprobs * mask).sum().item()
+            numbers["repeat_logprob"] = (iteration.outputs.logprobs * mask).sum().item()
         self._answers = rollout.tokens
         for name, judge in self.judges.items():
             numbers |= self._ask(name, judge, trainer, iteration, batch)

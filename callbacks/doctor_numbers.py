@@ -61,15 +61,15 @@ def mask_numbers(prompts: Sequence[Sequence[int]], rollout: Any, mask: Tensor, t
 
 def distance_numbers(iteration: Any, mask: Tensor) -> Numbers:
     """KL to the reference, how it is paid for, and the sampler's opinion of its own tokens."""
-    judgement, shaped = iteration.judgement, iteration.experience.rewards
-    kl = kl_estimate(judgement.logprobs, judgement.reference) * mask
+    outputs, shaped = iteration.outputs, iteration.experience.rewards
+    kl = kl_estimate(outputs.logprobs, outputs.reference) * mask
     answers = kl.sum(1)
     gap = sampler_gap(iteration)
     numbers = {"kl": answers.mean().item(), "entropy": entropy(iteration), "sampler_gap": gap}
     if iteration.number == 0:
         start = masked_mean(kl.abs(), mask).item()
         # The sampler's own log-probabilities, where they are learned from, differ by this much from any others.
-        numbers["start_kl"] = start if judgement.at_one is not None else max(0.0, start - gap)
+        numbers["start_kl"] = start if outputs.at_one is not None else max(0.0, start - gap)
     if (error := (answers.std() / math.sqrt(len(answers))).item()) > 1e-6:
         numbers["kl_in_errors"] = numbers["kl"] / error
     counted = iteration.experience.mask.bool() & mask
@@ -86,18 +86,18 @@ def sampler_gap(iteration: Any) -> float:
     Both at temperature 1, whatever the answers were sampled at. Where no pass before the updates read the answers:
     the root of the mean square in the first minibatch, whose KL is half of that square.
     """
-    rollout, judgement = iteration.rollout, iteration.judgement
-    if judgement.at_one is None:
+    rollout, outputs = iteration.rollout, iteration.outputs
+    if outputs.at_one is None:
         return math.sqrt(2 * max(0.0, iteration.updates[0]["approx_kl"].item()))
-    return masked_mean((rollout.logprobs - judgement.at_one).abs(), rollout.response_mask).item()
+    return masked_mean((rollout.logprobs - outputs.at_one).abs(), rollout.response_mask).item()
 
 
 def entropy(iteration: Any) -> float:
     """Per token, before the updates; during them where no pass before read the answers."""
-    judgement = iteration.judgement
-    if judgement.entropy is None:
+    outputs = iteration.outputs
+    if outputs.entropy is None:
         return _mean(step["entropy"].item() for step in iteration.updates)
-    return masked_mean(judgement.entropy, iteration.rollout.response_mask).item()
+    return masked_mean(outputs.entropy, iteration.rollout.response_mask).item()
 
 
 def reward_numbers(
@@ -108,7 +108,7 @@ def reward_numbers(
     numbers = branch_numbers(scored, is_safety.to(scored.scores.device), threshold)
     mask, finished = experience.mask.bool(), rollout.finished
     last = last_tokens(mask)
-    kl = kl_estimate(iteration.judgement.logprobs, iteration.judgement.reference)
+    kl = kl_estimate(iteration.outputs.logprobs, iteration.outputs.reference)
     whitened = ((experience.rewards + beta * kl * mask) * last).sum(1)
     if truncated == "penalise":
         whitened = whitened + (~finished).float()
@@ -147,7 +147,7 @@ def update_numbers(iteration: Any) -> Numbers:
         "ratio_error": abs(first["ratio_mean"].item() - 1),
         "ratio_max_error": abs(first["ratio_max"].item() - 1),
     }
-    if iteration.judgement.at_one is None:  # 1 only nearly, as `sampler_gap` says
+    if iteration.outputs.at_one is None:  # 1 only nearly, as `sampler_gap` says
         ratios = {}
     return {
         **ratios,

@@ -28,7 +28,7 @@ class Sampled(NamedTuple):
     counts: Tensor
 
 
-class Recipe(NamedTuple):
+class SamplingParams(NamedTuple):
     """How tokens are chosen, and where a row ends."""
 
     eos_id: int
@@ -46,7 +46,7 @@ class Active(NamedTuple):
     alive: Tensor  # no EOS yet
 
 
-class Waiting:
+class PromptQueue:
     """Rows that wait, by prompt length: what is read together is little padded."""
 
     def __init__(self, decoder: Decoder, prompts: Sequence[Sequence[int]], samples: int) -> None:
@@ -90,18 +90,18 @@ class Waiting:
         return group
 
 
-class Batch:
+class ContinuousBatch:
     """Decodes what waits, at most `most` rows at a time.
 
     uniforms (R, N) are the rows' randomness: a row's tokens depend on its prompt and its uniforms alone.
     """
 
     def __init__(
-        self, decoder: Decoder, waiting: Waiting, uniforms: Tensor, recipe: Recipe, most: int
+        self, decoder: Decoder, queue: PromptQueue, uniforms: Tensor, params: SamplingParams, most: int
     ) -> None:
         device, (rows, self.limit) = decoder.device, uniforms.shape
-        self.decoder, self.waiting, self.recipe, self.most = decoder, waiting, recipe, most
-        self.lengths = torch.tensor([len(prompt) for prompt in waiting.prompts], device=device)
+        self.decoder, self.queue, self.params, self.most = decoder, queue, params, most
+        self.lengths = torch.tensor([len(prompt) for prompt in queue.prompts], device=device)
         # One row more than there are: unused places of a CUDA graph's batch write there.
         self.uniforms = torch.cat([uniforms, uniforms.new_zeros(1, self.limit)])
         ids = torch.full(self.uniforms.shape, PADDING_ID, dtype=torch.int64, device=device)
@@ -116,9 +116,9 @@ class Batch:
 
     def run(self) -> Sampled:
         """Everything that waits."""
-        while self.waiting or self.n:
+        while self.queue or self.n:
             # Not for each row that ends: a group of prompts costs less than as many single ones.
-            if self.waiting and (self.n == 0 or self.most - self.n >= self.most // 8):
+            if self.queue and (self.n == 0 or self.most - self.n >= self.most // 8):
                 self._admit()
             if self.n:
                 self._advance()
@@ -128,17 +128,17 @@ class Batch:
 
     def _admit(self) -> None:
         """Fill free places with rows that wait, and choose their first tokens."""
-        while self.waiting and self.n < self.most:
-            prefilled, place, rows = self.waiting.take(self.most - self.n)
+        while self.queue and self.n < self.most:
+            prefilled, place, rows = self.queue.take(self.most - self.n)
             tokens = self._choose(
                 prefilled.logits[place], rows, torch.zeros_like(rows), torch.ones_like(rows, dtype=torch.bool)
             )
-            going = ((tokens != self.recipe.eos_id) & (self.limit > 1)).nonzero().squeeze(1)
+            going = ((tokens != self.params.eos_id) & (self.limit > 1)).nonzero().squeeze(1)
             if not len(going):
                 continue
             rows, place, tokens = rows[going], place[going], tokens[going]
             start, self.n = self.n, self.n + len(rows)
-            positions, ones = self.lengths[rows // self.waiting.samples], torch.ones_like(rows)
+            positions, ones = self.lengths[rows // self.queue.samples], torch.ones_like(rows)
             state = Active(rows, tokens, positions, ones, ones.bool())
             for whole, part in zip(self.active, state, strict=True):
                 whole[start : self.n] = part
@@ -178,16 +178,16 @@ class Batch:
         active = Active(*(part[:rows] for part in self.active))
         logits = self.decoder.step(active.tokens, active.positions, self.slots, width)
         tokens = self._choose(logits, active.rows, active.steps, active.alive)
-        active.alive.logical_and_(tokens != self.recipe.eos_id)
+        active.alive.logical_and_(tokens != self.params.eos_id)
         active.tokens.copy_(tokens)
         active.positions.add_(1)
         active.steps.add_(1)
 
     def _choose(self, logits: Tensor, rows: Tensor, steps: Tensor, alive: Tensor) -> Tensor:
         """Sample one more token of rows (R,), their number `steps` (R,), and write it down."""
-        recipe, sampled = self.recipe, self.sampled
+        params, sampled = self.params, self.sampled
         uniforms = self.uniforms[rows, steps]
-        tokens, logprobs = pick_tokens(logits, uniforms, recipe.temperature, recipe.top_p)
+        tokens, logprobs = pick_tokens(logits, uniforms, params.temperature, params.top_p)
         sampled.ids[rows, steps] = tokens
         sampled.logprobs[rows, steps] = logprobs
         sampled.counts.index_add_(0, rows, alive.long())

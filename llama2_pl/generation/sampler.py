@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from llama2_pl.generation.batching import PADDING_ID, Batch, Recipe, Sampled, Waiting
+from llama2_pl.generation.batching import PADDING_ID, ContinuousBatch, PromptQueue, Sampled, SamplingParams
 from llama2_pl.generation.decoder import Decoder
 from llama2_pl.model.heads import LanguageModel
 
@@ -72,9 +72,9 @@ def generate(
     uniforms = _uniforms(generator, len(prompts), samples_per_prompt, max_new_tokens)
     with _sampling(model) as dtype:
         decoder = Decoder(model, dtype, most)
-        waiting = Waiting(decoder, prompts, samples_per_prompt)
-        recipe = Recipe(eos_id, temperature, top_p)
-        sampled = Batch(decoder, waiting, uniforms.to(decoder.device), recipe, most).run()
+        queue = PromptQueue(decoder, prompts, samples_per_prompt)
+        params = SamplingParams(eos_id, temperature, top_p)
+        sampled = ContinuousBatch(decoder, queue, uniforms.to(decoder.device), params, most).run()
     return _assemble(prompts, samples_per_prompt, sampled, eos_id)
 
 

@@ -20,8 +20,8 @@ from llama2_pl.objectives.reward import Truncated, whiten
 OldLogprobs = Literal["recomputed", "sampler"]
 
 
-class Judgement(NamedTuple):
-    """What the networks said about a rollout before the iteration's updates; (B, T), 0 outside the response."""
+class NetworkOutputs(NamedTuple):
+    """What policy, reference and value network give for a rollout, before the updates; (B, T), 0 outside answers."""
 
     logprobs: Tensor
     reference: Tensor  # log-probabilities under the starting policy
@@ -67,7 +67,7 @@ class Iteration(NamedTuple):
     """From 0, over the whole run."""
     rollout: Rollout
     scored: Scored
-    judgement: Judgement
+    outputs: NetworkOutputs
     experience: Experience
     updates: list[dict[str, Tensor]]
     """What each minibatch logged, in order."""
@@ -87,14 +87,14 @@ def state_values(model: ScalarModel, tokens: Tensor, mask: Tensor, packed: Packi
 
 
 @torch.no_grad()
-def judge(
+def read_rollout(
     rollout: Rollout,
     policy: LanguageModel | None,
     reference: LanguageModel,
     value: ScalarModel,
     temperature: float,
     batch: int,
-) -> Judgement:
+) -> NetworkOutputs:
     """Read the rollout once by each network, `batch` rows at a time and without their padding.
 
     Without a policy its log-probabilities are those that the sampler noted, at temperature 1. They come from cached
@@ -108,16 +108,16 @@ def judge(
         packed = on_device(pack_padded(lengths[rows], width, widest(width, device)), device)
         own = rollout.logprobs[rows], None, None
         if policy is not None:
-            own = own_judgement(policy, tokens, mask, temperature, packed)
+            own = policy_outputs(policy, tokens, mask, temperature, packed)
         reference_logprobs, _ = policy_logprobs(reference, tokens, mask, temperature, packed)
         values = state_values(value, tokens, mask, packed)
-        parts.append(Judgement(own[0], reference_logprobs, values, *own[1:]))
+        parts.append(NetworkOutputs(own[0], reference_logprobs, values, *own[1:]))
     columns: Iterable[Any] = zip(*parts, strict=True)
     whole: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
-    return Judgement(*whole)
+    return NetworkOutputs(*whole)
 
 
-def own_judgement(
+def policy_outputs(
     policy: LanguageModel, tokens: Tensor, mask: Tensor, temperature: float, packed: Packing | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities under the policy that sampled, its entropies, log-probabilities at temperature 1."""

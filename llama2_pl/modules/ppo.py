@@ -17,12 +17,12 @@ from llama2_pl.modules.base import plain_arguments, with_scalar_head
 from llama2_pl.modules.experience import (
     Experience,
     Iteration,
-    Judgement,
+    NetworkOutputs,
     OldLogprobs,
     answer_rewards,
     counted_tokens,
-    judge,
     policy_logprobs,
+    read_rollout,
     state_values,
 )
 from llama2_pl.modules.optimizer import adamw, decay_groups
@@ -194,14 +194,14 @@ class PPOModule(PolicyModule):
         generator = seeded(self.hparams["seed"], self.iteration, self.data_rank())
         rollout = self.sample(batch.prompts, generator)
         scored = self.score(rollout, batch.is_safety)
-        judgement = self.judge(rollout)
-        experience = self.experience(rollout, scored, judgement)
+        outputs = self.read_rollout(rollout)
+        experience = self.experience(rollout, scored, outputs)
         losses = self.learn(experience, generator)
-        self.log_iteration("ppo", rollout, scored, judgement)
+        self.log_iteration("ppo", rollout, scored, outputs)
         self.log_updates(experience, losses)
         tokens = self.count_tokens(rollout.lengths.sum() * self.hparams["epochs"])
         self.log("ppo/tokens", tokens, batch_size=len(rollout.tokens))
-        self.last_iteration = Iteration(self.iteration, rollout, scored, judgement, experience, losses)
+        self.last_iteration = Iteration(self.iteration, rollout, scored, outputs, experience, losses)
         self.iteration += 1
 
     def sample(self, prompts: list[list[int]], generator: torch.Generator) -> Rollout:
@@ -217,25 +217,25 @@ class PPOModule(PolicyModule):
             max_batch=hp["generation_batch"],
         )
 
-    def judge(self, rollout: Rollout) -> Judgement:
+    def read_rollout(self, rollout: Rollout) -> NetworkOutputs:
         """Log-probabilities, values and entropy before the updates."""
         hp = self.hparams
         policy = self.policy if hp["old_logprobs"] == "recomputed" else None
-        return judge(rollout, policy, self.reference, self.value, hp["temperature"], hp["scoring_batch"])
+        return read_rollout(
+            rollout, policy, self.reference, self.value, hp["temperature"], hp["scoring_batch"]
+        )
 
-    def experience(self, rollout: Rollout, scored: Scored, judgement: Judgement) -> Experience:
+    def experience(self, rollout: Rollout, scored: Scored, outputs: NetworkOutputs) -> Experience:
         """R~ = WHITEN(LOGIT(R_c)), minus beta KL on each token, turned into advantages and returns."""
         hp = self.hparams
         mask = counted_tokens(rollout, hp["truncated"])
         rewards = answer_rewards(scored.scores, rollout.finished, hp["truncated"], self.sum_over_ranks)
-        kl = ppo.kl_estimate(judgement.logprobs, judgement.reference)
+        kl = ppo.kl_estimate(outputs.logprobs, outputs.reference)
         shaped = ppo.shape_rewards(rewards, kl, mask, hp["beta"])
-        advantages, returns = ppo.gae(shaped, judgement.values, mask, hp["gamma"], hp["lam"])
+        advantages, returns = ppo.gae(shaped, outputs.values, mask, hp["gamma"], hp["lam"])
         if hp["whiten_advantages"]:
             advantages = whiten(advantages, mask, total=self.sum_over_ranks)
-        return Experience(
-            rollout.tokens, mask, judgement.logprobs, judgement.values, advantages, returns, shaped
-        )
+        return Experience(rollout.tokens, mask, outputs.logprobs, outputs.values, advantages, returns, shaped)
 
     def learn(self, experience: Experience, generator: torch.Generator) -> list[dict[str, Tensor]]:
         """One optimizer step per minibatch; what each of them logged."""
@@ -299,30 +299,28 @@ class PPOModule(PolicyModule):
         """Answer held-out prompts with the same randomness each time."""
         generator = seeded(self.hparams["seed"], -1 - batch_idx, self.data_rank())
         rollout = self.sample(batch.prompts, generator)
-        self.log_iteration(stage, rollout, self.score(rollout, batch.is_safety), self.judge(rollout))
+        self.log_iteration(stage, rollout, self.score(rollout, batch.is_safety), self.read_rollout(rollout))
 
     # -- log and state
 
-    def log_iteration(self, stage: str, rollout: Rollout, scored: Scored, judgement: Judgement) -> None:
+    def log_iteration(self, stage: str, rollout: Rollout, scored: Scored, outputs: NetworkOutputs) -> None:
         """Means over answers; the KL is the sum over an answer's tokens, in nats."""
         mask = rollout.response_mask
-        kl = ppo.kl_estimate(judgement.logprobs, judgement.reference)
+        kl = ppo.kl_estimate(outputs.logprobs, outputs.reference)
         measured = {
             "reward": scored.scores.mean(),
             "helpfulness": scored.helpfulness.mean(),
             "safety": scored.safety.mean(),
             "from_safety": scored.from_safety.float().mean(),
             "kl": kl.sum(1).mean(),
-            "kl_per_token": ppo.masked_mean(
-                ppo.kl_estimate(judgement.logprobs, judgement.reference, "k3"), mask
-            ),
+            "kl_per_token": ppo.masked_mean(ppo.kl_estimate(outputs.logprobs, outputs.reference, "k3"), mask),
             "response_length": mask.sum(1).float().mean(),
             "eos_rate": rollout.finished.float().mean(),
         }
-        if judgement.entropy is not None and judgement.at_one is not None:
-            measured["entropy"] = ppo.masked_mean(judgement.entropy, mask)
+        if outputs.entropy is not None and outputs.at_one is not None:
+            measured["entropy"] = ppo.masked_mean(outputs.entropy, mask)
             # What the sampler says of its own tokens: apart from rounding it must agree.
-            measured["sampler_gap"] = ppo.masked_mean((rollout.logprobs - judgement.at_one).abs(), mask)
+            measured["sampler_gap"] = ppo.masked_mean((rollout.logprobs - outputs.at_one).abs(), mask)
         # By the models, never by the values: ranks that log different names reduce one under another's, and then hang.
         if self.rewards is not None and self.rewards.safety is None:
             del measured["safety"]

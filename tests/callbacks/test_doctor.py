@@ -93,8 +93,8 @@ def fit(files, kind=PPOModule, bos=1, doctor=None, **options) -> PPODoctor:
 class ShiftedMask(PPOModule):
     """Learns from the token after each of the answer's."""
 
-    def experience(self, rollout, scored, judgement):
-        made = super().experience(rollout, scored, judgement)
+    def experience(self, rollout, scored, outputs):
+        made = super().experience(rollout, scored, outputs)
         return made._replace(mask=made.mask.roll(-1, 1))
 
 
@@ -123,8 +123,8 @@ class DeafToEos(PPOModule):
 class FlippedReward(PPOModule):
     """A minus sign between the score and what is learned from."""
 
-    def experience(self, rollout, scored, judgement):
-        return super().experience(rollout, scored._replace(scores=-scored.scores), judgement)
+    def experience(self, rollout, scored, outputs):
+        return super().experience(rollout, scored._replace(scores=-scored.scores), outputs)
 
 
 class StaleRollouts(PPOModule):
@@ -140,16 +140,16 @@ class StaleRollouts(PPOModule):
 class ExplodedValue(PPOModule):
     """Values in another unit than the rewards."""
 
-    def judge(self, rollout):
-        made = super().judge(rollout)
+    def read_rollout(self, rollout):
+        made = super().read_rollout(rollout)
         return made._replace(values=made.values + 300 * rollout.response_mask)
 
 
 class Unwhitened(PPOModule):
     """The plain score at the end of each answer, in thousands."""
 
-    def experience(self, rollout, scored, judgement):
-        made = super().experience(rollout, scored, judgement)
+    def experience(self, rollout, scored, outputs):
+        made = super().experience(rollout, scored, outputs)
         rewards = torch.where(last_tokens(made.mask), 7 + 1000 * scored.scores[:, None], made.rewards)
         return made._replace(rewards=rewards)
 

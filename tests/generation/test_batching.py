@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llama2_pl.generation import batching, slots
-from llama2_pl.generation.batching import Waiting
+from llama2_pl.generation.batching import PromptQueue
 from llama2_pl.generation.decoder import Decoder
 from llama2_pl.generation.sampler import Rollout, generate
 from llama2_pl.model.config import ModelConfig
@@ -139,24 +139,24 @@ def test_what_a_compiled_network_reads_is_the_same(model, how, monkeypatch):
 
 
 def test_prompts_of_like_length_are_read_together_and_padding_is_bounded(model):
-    waiting = Waiting(Decoder(model, None, 8), [[3] * n for n in (40, 10, 11, 39, 38, 10)], samples=2)
-    taken = [waiting.take(100) for _ in range(2)]
-    assert [len(prefilled.logits) for prefilled, _, _ in taken] == [3, 3] and not waiting
+    queue = PromptQueue(Decoder(model, None, 8), [[3] * n for n in (40, 10, 11, 39, 38, 10)], samples=2)
+    taken = [queue.take(100) for _ in range(2)]
+    assert [len(prefilled.logits) for prefilled, _, _ in taken] == [3, 3] and not queue
     assert [rows.tolist() for _, _, rows in taken] == [[2, 3, 10, 11, 4, 5], [8, 9, 6, 7, 0, 1]]
     assert [tuple(prefilled.keys[0].shape) for prefilled, _, _ in taken] == [(3, 2, 11, 8), (3, 2, 40, 8)]
 
 
 def test_no_more_tokens_are_read_at_once_than_the_limit_but_for_a_prompt_that_is_longer(model, monkeypatch):
     monkeypatch.setattr(batching, "PROMPT_TOKENS", 25)
-    waiting = Waiting(Decoder(model, None, 8), [[3] * n for n in (10, 10, 10, 30)], samples=1)
-    taken = [waiting.take(100)[0].keys[0].shape for _ in range(3)]
-    assert [(shape[0], shape[2]) for shape in taken] == [(2, 10), (1, 10), (1, 30)] and not waiting
+    queue = PromptQueue(Decoder(model, None, 8), [[3] * n for n in (10, 10, 10, 30)], samples=1)
+    taken = [queue.take(100)[0].keys[0].shape for _ in range(3)]
+    assert [(shape[0], shape[2]) for shape in taken] == [(2, 10), (1, 10), (1, 30)] and not queue
 
 
 def test_samples_that_find_no_place_wait_beside_what_was_read_of_their_prompt(model):
-    waiting = Waiting(Decoder(model, None, 8), [[3, 4], [5]], samples=3)
-    taken = [waiting.take(2) for _ in range(4)]
-    assert [rows.tolist() for _, _, rows in taken] == [[3, 4], [5], [0, 1], [2]] and not waiting
+    queue = PromptQueue(Decoder(model, None, 8), [[3, 4], [5]], samples=3)
+    taken = [queue.take(2) for _ in range(4)]
+    assert [rows.tolist() for _, _, rows in taken] == [[3, 4], [5], [0, 1], [2]] and not queue
     assert taken[0][0] is taken[1][0] and taken[2][0] is taken[3][0]
 
 

@@ -147,11 +147,11 @@ def decoding(temperature: float, top_p: float) -> None:
     torch.tensor = lambda data, device: torch.zeros(
         len(data), dtype=torch.int64, device=device
     )  # lists stay here
-    recipe = batching.Recipe(2, temperature, top_p)
+    params = batching.SamplingParams(2, temperature, top_p)
     with without_numbers():
         decoder = Decoder(network(LanguageModel), None, ROWS)
-        waiting = batching.Waiting(decoder, [[1, 2, 3]] * ROWS, 1)
-        batch = batching.Batch(decoder, waiting, torch.rand(ROWS, 8, device=DEVICE), recipe, ROWS)
+        queue = batching.PromptQueue(decoder, [[1, 2, 3]] * ROWS, 1)
+        batch = batching.ContinuousBatch(decoder, queue, torch.rand(ROWS, 8, device=DEVICE), params, ROWS)
         prefilled = decoder.prefill(ids(ROWS, 3), torch.full((ROWS,), 3, device=DEVICE))
         rows = torch.arange(ROWS, device=DEVICE)
         shape = (CONFIG.n_layers, ROWS, CONFIG.kv_heads, CONFIG.head_dim)

@@ -90,12 +90,12 @@ def test_at_the_start_the_ratio_is_1_in_bfloat16_too(trainer, make, build, files
     class JudgedInFull(PPOModule):
         """What the test must see: log-probabilities of another precision than training's."""
 
-        def judge(self, rollout):
+        def read_rollout(self, rollout):
             trained, self.policy = self.policy, copy.deepcopy(self.policy).float()
             with torch.autocast("cpu", enabled=False):
-                judgement = super().judge(rollout)
+                outputs = super().read_rollout(rollout)
             self.policy = trained
-            return judgement
+            return outputs
 
     (seen,) = run(trainer, make, build(), precision=precision)
     (other,) = run(trainer, make, build(JudgedInFull), precision=precision)
@@ -108,12 +108,12 @@ def test_the_samplers_logprobs_save_a_pass_and_teach_the_same(trainer, make, bui
     readings: list[int] = []
 
     class Counted(PPOModule):
-        def judge(self, rollout):
+        def read_rollout(self, rollout):
             hidden = self.policy.hidden
             self.policy.hidden = lambda *a, **k: (readings.append(self.iteration), hidden(*a, **k))[1]
-            judgement = super().judge(rollout)
+            outputs = super().read_rollout(rollout)
             del self.policy.hidden
-            return judgement
+            return outputs
 
     recomputed, sampler = build(Counted), build(Counted, old_logprobs="sampler")
     before = run(trainer, make, recomputed, iterations=2)
