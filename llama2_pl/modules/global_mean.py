@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,3 +78,17 @@ class GlobalMeanModule(BatchTypeModule):
         self.log("train/tokens", self.tokens_seen.float())
         # A plain number becomes a tensor by a copy that the host waits for.
         self.log("train/lr", torch.full_like(loss, optimizer.param_groups[0]["lr"]))
+
+    # -- a test is a validation under another name
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_figures("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_figures("test")
+
+    def log_figures(self, stage: str) -> None:
+        """Log, as `stage`/…, what the validation steps have gathered; nothing where each logs for itself."""

@@ -54,16 +54,7 @@ class LanguageModule(GlobalMeanModule):
         loss_sum, targets = self.loss(batch)
         self.val_loss.update(loss_sum / targets.clamp(min=1), weight=targets)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.validation_step(batch, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_figures("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_figures("test")
-
-    def _log_figures(self, stage: str) -> None:
+    def log_figures(self, stage: str) -> None:
         """Loss and perplexity per target over the whole set, on all ranks."""
         loss = self.val_loss.compute()
         self.val_loss.reset()

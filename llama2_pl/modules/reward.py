@@ -125,16 +125,7 @@ class RewardModule(GlobalMeanModule):
         scores = self(batch.tokens, batch.lengths, batch.packing)
         self.val_metrics.update(*scores.chunk(2), batch.rating, batch.source, *batch.is_safe.chunk(2))
 
-    def test_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.validation_step(batch, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_figures("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_figures("test")
-
-    def _log_figures(self, stage: str) -> None:
+    def log_figures(self, stage: str) -> None:
         """Loss and the figures of Tables 7, 8 and 29 over every pair on all ranks."""
         if not self.val_metrics["pairs"].update_called:
             return
