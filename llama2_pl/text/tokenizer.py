@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -132,7 +133,8 @@ def train_tokenizer(
     Llama 2 §2.2 and the released proto (``LLAMA2_TRAINER_OPTIONS``).
 
     Args:
-        inputs: texts (``str``) and UTF-8 text files (``Path``), in any mixture. Each line is a sentence.
+        inputs: texts (``str``) and UTF-8 text files (``Path``), in any mixture. Each line is a sentence. Files of
+            other formats: ``llama2_pl.data.vocabulary.train_tokenizer_on_files``.
         out_dir: where to write; both files appear whole or not at all.
         vocab_size: pieces in all, with 3 control pieces and 256 bytes.
         input_sentence_size: most sentences to look at, a random sample beyond that.
@@ -182,6 +184,8 @@ def _lines(item: str | Path) -> Iterator[str]:
                 raise ValueError(
                     f"{item}: {error}; give UTF-8 text, or read the file and pass texts"
                 ) from error
+    elif os.path.isfile(item):
+        raise ValueError(f"{item!r} is taken for a text and is the name of a file: give Path({item!r})")
     else:
         yield from _check_text(item).split("\n")
 

@@ -129,6 +129,14 @@ def test_bad_training_text_is_named(tmp_path: Path) -> None:
         train_tokenizer([file], tmp_path, vocab_size=300)
 
 
+def test_the_name_of_a_file_is_not_taken_for_its_text(tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("some text")
+    with pytest.raises(
+        ValueError, match=r"corpus.txt' is taken for a text and is the name of a file: give Path"
+    ):
+        train_tokenizer([str(tmp_path / "corpus.txt")], tmp_path / "out", vocab_size=270)
+
+
 def test_models_that_cannot_hold_the_format_are_refused_with_what_was_found(tokenizer_data: Path) -> None:
     unigram = tokenizer_data / "sentencepiece" / "test_model.model"
     with pytest.raises(ValueError, match=r"test_model\.model: .*unigram, not BPE; it has no byte fallback"):
