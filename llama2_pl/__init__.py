@@ -6,7 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llama2_pl.checkpoints.ours import load_language_model, load_reward_model
     from llama2_pl.data import CorpusDataModule, DialogueDataModule, PreferenceDataModule, PromptDataModule
+    from llama2_pl.generation import generate, responses
     from llama2_pl.model.config import ModelConfig
     from llama2_pl.model.heads import LanguageModel, ScalarModel
     from llama2_pl.model.processor import best_precision
@@ -40,6 +42,10 @@ _PLACES = {
     "ScalarModel": "model.heads",
     "Tokenizer": "text",
     "best_precision": "model.processor",
+    "generate": "generation",
+    "load_language_model": "checkpoints.ours",
+    "load_reward_model": "checkpoints.ours",
+    "responses": "generation",
 }
 
 __all__ = [
@@ -60,6 +66,10 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "best_precision",
+    "generate",
+    "load_language_model",
+    "load_reward_model",
+    "responses",
 ]
 
 

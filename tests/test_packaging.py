@@ -82,7 +82,7 @@ def test_importing_the_package_loads_neither_torch_nor_lightning(tmp_path: Path)
 def test_every_public_name_imports() -> None:
     import llama2_pl
 
-    assert len(llama2_pl.__all__) == 17
+    assert len(llama2_pl.__all__) == 21
     for name in llama2_pl.__all__:
         assert getattr(llama2_pl, name) is not None
     with pytest.raises(AttributeError, match="PPOModul"):

@@ -87,7 +87,13 @@ def load_language_model(
 def load_reward_model(
     path: str | Path, device: str = "cpu", tokenizer: Tokenizer | None = None
 ) -> ScalarModel:
-    """The reward model in a checkpoint of ours, or the value network in one of PPO; see `load_language_model`."""
+    """The reward model in a checkpoint of ours, or the value network in one of PPO.
+
+    Args:
+        path: of the checkpoint.
+        device: where the model goes.
+        tokenizer: refuse a checkpoint that was trained with another one.
+    """
     saved = _open(Path(path))
     check_tokenizer(tokenizer, saved.tokenizer_sha256, saved.path)
     prefix, key = ("value.", "value_backbone")

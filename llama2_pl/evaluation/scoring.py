@@ -85,7 +85,13 @@ def _score_pass(group: Sequence[Family], lengths: np.ndarray) -> ScorePass:
 
 @torch.no_grad()
 def score_responses(model: ScalarModel, rows: Sequence[Sequence[int]], *, max_batch: int = 64) -> Tensor:
-    """Dialogues as ids -> (R,) float32 scores on the CPU, read at each row's last token; see `score_passes`."""
+    """Dialogues as ids -> (R,) float32 scores on the CPU, read at each row's last token; see `score_passes`.
+
+    Args:
+        model: the reward model.
+        rows: each a dialogue that ends with an answer, as `encode_dialog` gives it; none empty.
+        max_batch: about how many rows are read together.
+    """
     if any(len(row) == 0 for row in rows):
         raise ValueError("cannot score an empty row; give the ids of prompt and response")
     if not rows:
