@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llama2_pl.checkpoints.ours import load_language_model, load_reward_model
 from llama2_pl.data.batches import PromptBatch
@@ -48,9 +48,10 @@ class PPOModule(PolicyModule):
         helpfulness_reward: checkpoint of the helpfulness reward model.
         tokenizer: path of a SentencePiece tokenizer.model.
         safety_reward: checkpoint of the safety reward model; None: helpfulness alone.
-        value_init: what the value network starts from. Our choice, as Stiennon et al. 2020: the helpfulness
-            reward model, which already tells good states from bad. "policy": its backbone and a new head;
-            "random": its size alone.
+        value_init: what the value network's backbone starts from. Our choice, as Stiennon et al. 2020: the helpfulness
+            reward model, which already tells good states from bad. "policy", or "random": its size alone. The head
+            starts at zero, the mean of the whitened rewards: a reward model's own scores lie elsewhere, and for the
+            first iterations a constant would tell returns better than they do.
         lr: of the policy.
         value_lr: of the value network; None: the policy's.
         beta: weight of the KL penalty.
@@ -169,10 +170,12 @@ class PPOModule(PolicyModule):
         """The value network as value_init says."""
         init = self.hparams["value_init"]
         if init == "helpfulness_reward":
-            return load_reward_model(self.hparams["helpfulness_reward"], tokenizer=self.tokenizer)
-        value = with_scalar_head(policy)
+            value = load_reward_model(self.hparams["helpfulness_reward"], tokenizer=self.tokenizer)
+        else:
+            value = with_scalar_head(policy)
         if init == "random":
             value.backbone.reset_parameters()
+        nn.init.zeros_(value.head.weight)
         return value
 
     def configure_optimizers(self) -> Any:

@@ -152,23 +152,23 @@ def test_the_ratio_is_1_again_at_each_iteration_but_not_at_each_minibatch(traine
 def test_every_matrix_learns_in_every_minibatch(trainer, make, build, precision):
     # Under autocast, casts cached by passes without gradients would leave weights without any, and casts
     # cached before a step would hide it from the next minibatch.
-    module, before, ratios = build(lr=1e-2), {}, []
+    module, before, still = build(lr=1e-2), {}, []
 
     class Watch(L.Callback):
         def on_train_start(self, trainer, module):
             before.update({name: p.detach().clone() for name, p in module.named_parameters()})
 
-        def on_before_zero_grad(self, trainer, module, optimizer):
-            grads = [p.grad for p in module.parameters()]
-            if grads[0] is not None:
-                assert all(g is not None and g.abs().sum() > 0 for g in grads)
-                ratios.append(True)
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            still.append({n for n, p in module.named_parameters() if p.grad is None or not p.grad.any()})
 
     seen = run(trainer, make, module, precision=precision, callbacks=[Watch()])
     for name, parameter in module.named_parameters():
         assert not torch.equal(parameter, before[name]), name
     assert seen[0]["ppo/first_ratio_max"] == pytest.approx(1.0, abs=1e-5 if precision == "32-true" else 0.1)
     assert seen[0]["ppo/approx_kl"] > 1e-4  # the second minibatch saw the first one's step
+    # Nothing goes through the value's head while it is zero.
+    assert still[0] == {n for n in before if n.startswith("value.backbone")} and len(still) > 1
+    assert not any(still[1:])
 
 
 def test_frozen_models_stay_out_of_the_checkpoint_and_do_not_move(trainer, make, build):
@@ -208,6 +208,18 @@ def test_value_init_chooses_where_the_value_network_starts(config, trainer, make
     assert torch.equal(found["helpfulness_reward"], helpfulness)
     assert torch.equal(found["policy"], policy)
     assert not torch.equal(found["random"], policy) and not torch.equal(found["random"], helpfulness)
+
+
+@pytest.mark.parametrize("init", ["helpfulness_reward", "policy", "random"])
+def test_the_first_advantages_are_the_whitened_rewards_themselves(trainer, make, build, init):
+    module = build(value_init=init, gamma=1.0, lam=1.0, beta=0.0, whiten_advantages=False, truncated="score")
+    (seen,) = run(trainer, make, module)
+    iteration = module.last_iteration
+    rewards, mask = iteration.scored.scores, iteration.experience.mask
+    whitened = (rewards - rewards.mean()) / rewards.std(correction=0)
+    expected = whitened[:, None].expand(mask.shape)[mask]
+    torch.testing.assert_close(iteration.experience.advantages[mask], expected, atol=1e-4, rtol=1e-4)
+    assert seen["ppo/explained_variance"] == pytest.approx(0, abs=1e-5)
 
 
 def test_a_resumed_run_equals_an_unbroken_one_to_the_last_bit(trainer, make, build, tmp_path):
