@@ -249,8 +249,9 @@ class LlamaModule(L.LightningModule):
 
     def remember_configs(self, **configs: ModelConfig) -> None:
         """Keep the sizes read from files, so that `load_from_checkpoint` needs none of them, and loggers get them."""
-        for kept in (self.hparams, self._hparams_initial):
-            kept.update({name: config.to_dict() for name, config in configs.items()})
+        sizes = {name: config.to_dict() for name, config in configs.items()}
+        self.hparams.update(sizes)
+        self._hparams_initial.update(sizes)  # type: ignore[operator]  # Lightning's copy, which loggers are given
 
     def saved_config(self, name: str) -> ModelConfig:
         """The size of a network, known once a Trainer has read it from its file."""
