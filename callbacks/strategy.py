@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
@@ -22,6 +23,7 @@ from llama2_pl.callbacks.strategy_plan import (
     choose_plan,
     plan_of,
 )
+from llama2_pl.checkpoints.ours import language_model_config
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.parallel import ParallelPlan
 
@@ -75,7 +77,8 @@ class FSDPStrategySelector(L.Callback):
 
     Args:
         model: config, its dict, a preset's name, or a number of parameters; by default the module's `backbone` or
-            `policy_backbone` hyper-parameter, else the parameters that it already has.
+            `policy_backbone` hyper-parameter, or that of its `init_from` or `policy` file, else the parameters that it
+            already has.
         seq_len: tokens per row; by default the model's longest context.
         micro_batch: rows per device and backward pass.
         memory_gib: of one device; by default what the device, or on CPU the machine's share per process, has.
@@ -224,9 +227,13 @@ def _advice(plan: Plan) -> str:
 
 def _model_of(pl_module: L.LightningModule) -> ModelConfig | int:
     """The size of a module whose networks may not be built yet."""
-    for name in ("backbone", "policy_backbone"):
-        if (config := pl_module.hparams.get(name)) is not None:
-            return ModelConfig.of(config)
+    hp = pl_module.hparams
+    for name, source in (("backbone", "init_from"), ("policy_backbone", "policy")):
+        if hp.get(name) is not None:
+            return ModelConfig.of(hp[name])
+        if name in hp and hp.get(source) is not None:
+            config = language_model_config(hp[source])
+            return replace(config, max_seq_len=hp.get("max_seq_len") or config.max_seq_len)
     count = sum(parameter.numel() for parameter in pl_module.parameters())
     if count == 0:
         raise ValueError(

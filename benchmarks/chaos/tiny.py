@@ -129,7 +129,7 @@ def stages() -> dict[str, Stage]:
         return [word for path in paths for word in ("--config", str(path))]
 
     def fit(name: str, stage: str, size: str, *options: str, ranks: int = 1) -> Stage:
-        sized = [] if size == "ppo" else [f"--model.backbone.vocab_size={VOCABULARY}"]
+        sized = [f"--model.backbone.vocab_size={VOCABULARY}"] if size == "pretrain" else []
         command = ["fit", *words(name, stage, size), *sized, *options]
         return Stage(name, command, ["--ckpt_path", "last"], f"runs/{name}", ranks)
 

@@ -14,6 +14,7 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from llama2_pl.checkpoints.hugging_face import from_hugging_face, to_hugging_face
+from llama2_pl.checkpoints.hugging_face_config import read_config
 from llama2_pl.checkpoints.meta import from_meta
 from llama2_pl.checkpoints.networks import (
     Network,
@@ -78,10 +79,24 @@ def load_language_model(
         return from_meta(path, trust_checkpoint=trust_checkpoint).to(device)
     saved = _open(path)
     check_tokenizer(tokenizer, saved.tokenizer_sha256, path)
-    prefix, key = ("policy.", "policy_backbone")
-    if key not in saved.hyper_parameters:
-        prefix, key = ("model.", "backbone")
-    return _build(LanguageModel, saved, prefix, key).to(device)
+    return _build(LanguageModel, saved, *_language_model_in(saved)).to(device)
+
+
+def language_model_config(path: str | Path) -> ModelConfig:
+    """The size of what `load_language_model` finds there, without reading, or verifying, its weights."""
+    path = Path(path)
+    if (path / "config.json").is_file():
+        return read_config(path / "config.json")
+    if (path / "params.json").is_file():
+        return from_meta(path).config
+    saved = _open(path, verify=False)
+    return _config(saved, _language_model_in(saved)[1])
+
+
+def _language_model_in(saved: Saved) -> tuple[str, str]:
+    """Where its weights and its size are: PPO's and DPO's is the policy."""
+    policy = ("policy.", "policy_backbone")
+    return policy if policy[1] in saved.hyper_parameters else ("model.", "backbone")
 
 
 def load_reward_model(
@@ -133,12 +148,12 @@ def check_tokenizer(tokenizer: Tokenizer | None, trained_with: str | None, path:
         )
 
 
-def _open(path: Path) -> Saved:
+def _open(path: Path, verify: bool = True) -> Saved:
     if path.is_dir():
-        return _open_shards(path)
+        return _open_shards(path, verify)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint; give a .ckpt or a Hugging Face or Meta folder")
-    if (problem := damage(path)) is not None:
+    if verify and (problem := damage(path)) is not None:
         raise DamagedCheckpoint(f"{problem}; give another checkpoint, or make this one again")
     content = read_torch(path)
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= set(content):
@@ -150,14 +165,14 @@ def _open(path: Path) -> Saved:
     return Saved(path, hyper_parameters, content.get("tokenizer_sha256"), shapes_of(tensors), tensors)
 
 
-def _open_shards(path: Path) -> Saved:
+def _open_shards(path: Path, verify: bool) -> Saved:
     """The folder that ModelParallelStrategy writes; of its pickles nothing is run."""
     if not (path / "meta.pt").is_file() or not (path / ".metadata").is_file():
         raise ValueError(
             f"{path}: neither config.json (Hugging Face), params.json (Meta) nor meta.pt and .metadata (a sharded "
             "checkpoint, whole) in this folder"
         )
-    if (problem := folder_damage(path)) is not None:
+    if verify and (problem := folder_damage(path)) is not None:
         raise DamagedCheckpoint(f"{problem}; give another checkpoint, or make this one again")
     meta = read_torch(inside(path, "meta.pt", path / "meta.pt"))
     if not isinstance(meta, dict) or not isinstance(meta.get("hyper_parameters"), dict):
@@ -175,10 +190,6 @@ def _open_shards(path: Path) -> Saved:
 
 
 def _build(network: type[Network], saved: Saved, prefix: str, key: str) -> Network:
-    if key not in saved.hyper_parameters:
-        raise ValueError(
-            f"{saved.path}: no {key!r} in its hyper-parameters; it is not a checkpoint of llama2_pl"
-        )
     shapes = {name.removeprefix(prefix): s for name, s in saved.shapes.items() if name.startswith(prefix)}
     model = on_meta(network, _config(saved, key), saved.path, len(saved.shapes))
     check_tensors(saved.path, shapes_of(model.state_dict()), shapes)
@@ -198,6 +209,10 @@ def _build(network: type[Network], saved: Saved, prefix: str, key: str) -> Netwo
 
 
 def _config(saved: Saved, key: str) -> ModelConfig:
+    if key not in saved.hyper_parameters:
+        raise ValueError(
+            f"{saved.path}: no {key!r} in its hyper-parameters; it is not a checkpoint of llama2_pl"
+        )
     try:
         return ModelConfig.of(saved.hyper_parameters[key])
     except (ValueError, TypeError, OverflowError) as error:

@@ -167,13 +167,14 @@ def _of_class(theclass: type, command: str) -> tuple[str, str]:
 
 
 def shortened(message: str) -> str:
-    """A message without the types that were tried, where a class name is wrong."""
+    """A message without the types that were tried, where a class name or a backbone's file is wrong."""
+    absent = r'Parser key "backbone":\s+- Expected a path but (.*) either'
+    if (found := re.search(absent, message)) is not None:
+        return f"{message[: found.start()]}no file backbone {found[1]}"
     wrong = r'Parser key "([^"]+)":.*Expected a dot import path string: (\S+)'
     if (found := re.search(wrong, message, re.S)) is not None:
         return f"--{found[1]} {found[2]}: no class has this name"
-    return re.sub(
-        r'Parser key "backbone":\s+Unable to load config .([^"\']*).\n.*', r"no file backbone \1", message
-    )
+    return message
 
 
 def _without_secret(option: re.Match[str]) -> str:
@@ -196,6 +197,8 @@ def advice(message: str, options: list[str]) -> str:
         presets = [file.name for file in files("llama2_pl.configs").joinpath("backbone").iterdir()]
         close = difflib.get_close_matches(f"{unknown[1]}.yaml", presets, n=1)
         return f"; presets are files, as $(llama2-pl configs)/backbone/{(close or ['7B.yaml'])[0]}"
+    if message.startswith("ModelConfig: the following arguments are required"):
+        return "; give all of a backbone, or none of it beside init_from; a longer context alone is --model.max_seq_len"
     return ""
 
 

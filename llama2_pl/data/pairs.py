@@ -43,10 +43,24 @@ class PairFile(NamedTuple):
     batch: np.ndarray
     """(pairs,) number of the weekly batch, from 1; 0 not known."""
 
+    def with_sources(self, names: list[str], wanted: list[str]) -> PairFile:
+        """The pairs with their sources as indices into the `wanted` names, which hold all of `names`."""
+        numbers = np.array([wanted.index(name) for name in names], dtype=np.int32)
+        return self._replace(source=numbers[self.source])
+
     @staticmethod
     def open(folder: Path) -> PairFile:
         tokens = TokenFile(folder)
         return PairFile(tokens, *(tokens.column(name) for name in PairFile._fields[1:]))
+
+
+class Notes(NamedTuple):
+    """What an encoded file holds besides its pairs."""
+
+    sources: list[str]
+    """Names, which `PairFile.source` counts."""
+    dropped: dict[str, int]
+    """Pairs that were left out, by the reason."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +103,10 @@ def encode_pairs(
     tokenizer: Tokenizer,
     max_len: int,
     tags: TagPolicy,
-    names: dict[str, int],
-) -> Counter[str]:
-    """Write (pool, row) pairs to a pair file; returns how many were left out, and why.
-
-    ``names`` numbers the sources and is extended with new ones.
-    """
+) -> Notes:
+    """Write (pool, row) pairs to a pair file."""
     writer = TokenFileWriter(folder, tokenizer.vocab_size, tokenizer.sha256)
+    names: dict[str, int] = {}
     dropped: Counter[str] = Counter()
     labels: list[tuple[int, tuple[float, float], int, int, int]] = []
     for pool, row in rows:
@@ -122,7 +133,7 @@ def encode_pairs(
         "batch": np.array(batch, dtype=np.int32),
     }
     writer.close(columns=columns)
-    return dropped
+    return Notes(list(names), dropped)
 
 
 def encode_pair(

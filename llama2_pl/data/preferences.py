@@ -106,22 +106,25 @@ class PreferenceDataModule(NumberedDataModule):
 
     def prepare_data(self) -> None:
         """Encode the pairs unless the cache has them."""
-        self._folder(Tokenizer(self.tokenizer))
+        self._folders(Tokenizer(self.tokenizer))
 
     def setup(self, stage: str | None = None) -> None:
         if self._parts:
             return
         tokenizer = Tokenizer(self.tokenizer)
         self._tokenizer_sha256 = tokenizer.sha256
-        folder = self._folder(tokenizer)
-        parts = {part: PairFile.open(folder / part) for part in ("train", "val")}
+        folders = self._folders(tokenizer)
+        parts = {part: PairFile.open(folder / "pairs") for part, folder in folders.items()}
         if self.val and not len(parts["val"].pool):
             raise ValueError(f"data.val: no usable pair in {self.val}")
         there = until(parts["train"].batch, self.until_batch)
         self._pairs = there[choose_pairs(parts["train"].pool[there], self.kind, self.seed)]
-        names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
-        self.sources, self.dropped = names["sources"], names["dropped"]
-        self._parts = parts
+        notes = {part: json.loads((folder / "notes.json").read_text()) for part, folder in folders.items()}
+        self.sources = list(dict.fromkeys(name for note in notes.values() for name in note["sources"]))
+        self.dropped = dict(sum((Counter(note["dropped"]) for note in notes.values()), Counter()))
+        self._parts = {
+            part: pairs.with_sources(notes[part]["sources"], self.sources) for part, pairs in parts.items()
+        }
         rank_zero_info(f"preference pairs: {self.mix_report()}")
 
     def mix_report(self) -> dict[str, Any]:
@@ -188,21 +191,24 @@ class PreferenceDataModule(NumberedDataModule):
         trees = self.trainer is None or takes_trees(self.trainer.strategy.root_device)
         return PairBatches(self._parts[part], pairs, stream, unrated, rank, world, trees)
 
-    def _folder(self, tokenizer: Tokenizer) -> Path:
+    def _folders(self, tokenizer: Tokenizer) -> dict[str, Path]:
+        """Of each part, apart: the two reward models learn from the same files and validate on others."""
         train = [describe_files(f, f"data.{p}") if f else [] for f, p in zip(self.files, POOLS, strict=True)]
         val = [describe_files(self.val, "data.val")] if self.val else []
+        return {
+            "train": self._folder(tokenizer, train, False),
+            "val": self._folder(tokenizer, val or train, not val),
+        }
+
+    def _folder(self, tokenizer: Tokenizer, pools: list[list], held_out: bool) -> Path:
         options = [tokenizer.sha256, self.format, self.tags, self.val_fraction, self.max_len]
 
         def build(folder: Path) -> None:
-            names: dict[str, int] = {}
-            dropped: Counter[str] = Counter()
-            parts = {"train": self._read(train, False), "val": self._read(val or train, not val)}
-            for part, rows in parts.items():
-                dropped += encode_pairs(rows, folder / part, tokenizer, self.max_len, self.tags, names)
-            content = json.dumps({"sources": list(names), "dropped": dropped})
-            (folder / "names.json").write_text(content, encoding="utf-8")
+            rows = self._read(pools, held_out)
+            notes = encode_pairs(rows, folder / "pairs", tokenizer, self.max_len, self.tags)
+            (folder / "notes.json").write_text(json.dumps(notes._asdict()))
 
-        return build_once(self.cache_dir, "preferences", [train, val, options], build)
+        return build_once(self.cache_dir, "preferences", [pools, held_out, options], build)
 
     def _read(self, pools: list[list], held_out: bool) -> Iterator[tuple[int, PreferenceRow]]:
         """(pool, row) of the files of each pool, of one side of the split."""

@@ -122,7 +122,7 @@ def require_room(
         raise ValueError(
             f"turn {turn}: a dialogue has {longest} tokens, and with max_new_tokens {max_new_tokens} only {room} fit "
             f"the model's max_seq_len {model.config.max_seq_len}; ask at earlier turns, lower max_new_tokens, or "
-            "fine-tune with a longer backbone.max_seq_len"
+            "fine-tune with a longer model.max_seq_len"
         )
 
 

@@ -81,6 +81,12 @@ class ModelConfig:
         """Plain types only: what checkpoints and logs hold."""
         return asdict(self)
 
+    def differences(self, other: ModelConfig) -> list[tuple[str, Any, Any]]:
+        """(name, ours, theirs) of each size that differs. Sizes, not how they are written: an imported checkpoint may
+        give the same FFN by another rule."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in _SIZES)
+        return [(name, ours, theirs) for name, ours, theirs in pairs if ours != theirs]
+
     @classmethod
     def of(cls, config: ModelConfig | Mapping[str, Any] | str) -> ModelConfig:
         """A config from itself, from its dict, or from the name of a preset."""
@@ -100,6 +106,10 @@ class ModelConfig:
                 raise ValueError(f"model key {name!r} is missing; give it, or the name of a preset")
         return cls(**config)
 
+
+_SIZES = (
+    "dim", "n_layers", "n_heads", "kv_heads", "vocab_size", "ffn_hidden", "norm_eps", "rope_theta", "max_seq_len",
+)  # fmt: skip
 
 PRESETS: dict[str, ModelConfig] = {
     "7B": ModelConfig(dim=4096, n_layers=32, n_heads=32),

@@ -38,6 +38,7 @@ from llama2_pl.modules.resume import (
     save_last_steps,
     trainer_options,
 )
+from llama2_pl.modules.start import starting_model, with_context
 from llama2_pl.text.tokenizer import Tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -46,12 +47,17 @@ Network = TypeVar("Network", bound=nn.Module)
 def plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     """An __init__'s `locals()` as values that a checkpoint can hold under weights_only=True.
 
-    A ModelConfig, or the dict or preset name it is made of, becomes a dict; tuples become lists. ValueError for a
-    number that no run can want.
+    A ModelConfig, or the dict or preset name it is made of, becomes a dict, with the context of `max_seq_len`; tuples
+    become lists. ValueError for a number that no run can want, and for a network of which nothing tells the size.
     """
     refuse_out_of_range(arguments)
+    if "backbone" in arguments and arguments["backbone"] is None and arguments.get("init_from") is None:
+        raise ValueError(
+            "model.backbone and model.init_from are both missing: give the architecture, as in "
+            "$(llama2-pl configs)/backbone/demo.yaml, or a checkpoint to start from, which knows its own"
+        )
     configs = {
-        name: ModelConfig.of(value).to_dict()
+        name: with_context(ModelConfig.of(value), arguments.get("max_seq_len")).to_dict()
         for name, value in arguments.items()
         if name.endswith("backbone") and value is not None
     }
@@ -234,9 +240,18 @@ class LlamaModule(L.LightningModule):
         network = self.trainer.precision_plugin.convert_module(network)  # type: ignore[assignment]
         return self.distributed(network.to(self.device).eval().requires_grad_(False))
 
+    def starting_model(self) -> LanguageModel:
+        """The language model of `init_from`; from then on `backbone` is its size."""
+        hp = self.hparams
+        model = starting_model(hp["init_from"], hp["backbone"], hp["max_seq_len"], self.tokenizer)
+        self.remember_configs(backbone=model.config)
+        return model
+
     def remember_configs(self, **configs: ModelConfig) -> None:
-        """Keep the sizes read from files, so that `load_from_checkpoint` needs none of them."""
-        self.hparams.update({name: config.to_dict() for name, config in configs.items()})
+        """Keep the sizes read from files, so that `load_from_checkpoint` needs none of them, and loggers get them."""
+        sizes = {name: config.to_dict() for name, config in configs.items()}
+        self.hparams.update(sizes)
+        self._hparams_initial.update(sizes)  # type: ignore[operator]  # Lightning's copy, which loggers are given
 
     def saved_config(self, name: str) -> ModelConfig:
         """The size of a network, known once a Trainer has read it from its file."""
@@ -284,36 +299,9 @@ class LlamaModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
 
-def with_scalar_head(chat: LanguageModel) -> ScalarModel:
-    """A scalar model on a copy of a chat model's backbone, with a new head. Llama 2 §3.2.2."""
-    # Where checkpoints are read to; inside configure_model the default device may be a GPU.
-    with torch.device("cpu"):
-        model = ScalarModel(chat.config)
-    model.backbone.load_state_dict(chat.backbone.state_dict())
-    return model
-
-
 def scale_gradients(optimizer: torch.optim.Optimizer, factor: float | Tensor) -> None:
     """Multiply every gradient in place."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
-
-
-SIZES = (
-    "dim", "n_layers", "n_heads", "kv_heads", "vocab_size", "ffn_hidden", "norm_eps", "rope_theta", "max_seq_len",
-)  # fmt: skip
-
-
-def check_same_config(wanted: ModelConfig, found: ModelConfig, path: str) -> None:
-    """Raise ValueError naming the first size in which a checkpoint differs from `backbone`.
-
-    Sizes, not how they are written: an imported checkpoint may give the same FFN by another rule.
-    """
-    for name in SIZES:
-        if (other := getattr(found, name)) != (value := getattr(wanted, name)):
-            raise ValueError(
-                f"{path}: its {name} is {other!r} and backbone.{name} is {value!r}; "
-                "give the backbone that the checkpoint was trained with"
-            )

@@ -5,12 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.batches import Batch
-from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
-from llama2_pl.model.transformer import extend_context
-from llama2_pl.modules.base import check_same_config
 from llama2_pl.modules.global_mean import GlobalMeanModule
 from llama2_pl.objectives.language import next_token_loss_from_hidden, predicting
 
@@ -26,15 +22,10 @@ class LanguageModule(GlobalMeanModule):
         self.val_loss = MeanMetric()
 
     def build_networks(self) -> None:
-        config, init_from = ModelConfig.of(self.hparams["backbone"]), self.hparams["init_from"]
-        if self.attached and init_from is not None:
-            model = load_language_model(init_from, tokenizer=self.tokenizer)
-            if config.max_seq_len > model.config.max_seq_len:
-                extend_context(model, config.max_seq_len)
-            check_same_config(config, model.config, init_from)
-            self.model = self.distributed(model)
+        if self.attached and self.hparams["init_from"] is not None:
+            self.model = self.distributed(self.starting_model())
         else:
-            self.model = self.fresh(LanguageModel, config)
+            self.model = self.fresh(LanguageModel, self.saved_config("backbone"))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) -> logits (B, T, V)."""

@@ -13,7 +13,7 @@ from llama2_pl.generation.sampler import Rollout, generate
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.model.parallel import weights_fingerprint
-from llama2_pl.modules.base import plain_arguments, with_scalar_head
+from llama2_pl.modules.base import plain_arguments
 from llama2_pl.modules.experience import (
     Experience,
     Iteration,
@@ -27,6 +27,7 @@ from llama2_pl.modules.experience import (
 )
 from llama2_pl.modules.optimizer import adamw, decay_groups
 from llama2_pl.modules.policy import PolicyModule, Scored, seeded
+from llama2_pl.modules.start import with_scalar_head
 from llama2_pl.objectives import ppo
 from llama2_pl.objectives.reward import Truncated, whiten
 

@@ -14,20 +14,20 @@ class PretrainModule(LanguageModule):
     the peak; weight decay 0.1; gradient clipping 1.0 (`trainer.gradient_clip_val`); 4M tokens per step.
 
     Args:
-        backbone: the architecture.
+        backbone: the architecture; None: that of `init_from`.
         lr: peak learning rate; the paper's 3e-4 for 7B and 13B, 1.5e-4 for 34B and 70B.
         min_lr_ratio: last learning rate as a share of the peak.
         warmup_steps: optimizer steps of linear warm-up.
         betas: of AdamW.
         eps: of AdamW.
         weight_decay: of every matrix; gains of norms do not decay.
-        init_from: a checkpoint to start from, of the same architecture, but for a longer `max_seq_len`; None: the
-            documented random init.
+        init_from: a checkpoint to start from; None: the documented random init.
+        max_seq_len: longest context in tokens, no shorter than that of `init_from`; None: the architecture's.
     """
 
     def __init__(
         self,
-        backbone: ModelConfig,
+        backbone: ModelConfig | None = None,
         lr: float = 3e-4,
         min_lr_ratio: float = 0.1,
         warmup_steps: int = 2000,
@@ -35,6 +35,7 @@ class PretrainModule(LanguageModule):
         eps: float = 1e-5,
         weight_decay: float = 0.1,
         init_from: str | None = None,
+        max_seq_len: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(plain_arguments(locals()))

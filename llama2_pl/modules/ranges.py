@@ -23,7 +23,7 @@ _OPTIONS = {
     FROM_ZERO: "lr value_lr weight_decay eps max_grad_norm warmup_steps min_warmup_steps safety_loss_weight beta "
     "value_coefficient temperatures",
     ABOVE_ZERO: "clip value_clip",
-    FROM_ONE: "max_new_tokens minibatch_size epochs scoring_batch generation_batch samples_per_prompt",
+    FROM_ONE: "max_new_tokens minibatch_size epochs scoring_batch generation_batch samples_per_prompt max_seq_len",
     SHARE: "min_lr_ratio warmup_ratio gamma lam safety_threshold top_p",
     BELOW_ONE: "betas",
 }

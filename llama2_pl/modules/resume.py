@@ -102,7 +102,7 @@ def changed_options(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str
         if old == new:
             continue
         if name.endswith("backbone") and old is not None and new is not None:
-            _refuse_other_shape(name, ModelConfig.of(new).to_dict(), ModelConfig.of(old).to_dict())
+            _refuse_other_shape(name, ModelConfig.of(new), ModelConfig.of(old))
         elif name in REFUSED:
             raise ValueError(
                 f"model.{name} is {new!r} and the checkpoint was trained with {old!r}: set it back to resume, or start "
@@ -143,13 +143,12 @@ def announce_trainer_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> 
             )
 
 
-def _refuse_other_shape(name: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
-    for key, value in new.items():
-        if key in old and old[key] != value:
-            raise ValueError(
-                f"model.{name}.{key} is {value!r} and the checkpoint's model has {old[key]!r}: set it back to resume, "
-                "or start a new run"
-            )
+def _refuse_other_shape(name: str, new: ModelConfig, old: ModelConfig) -> None:
+    for key, ours, theirs in new.differences(old):
+        raise ValueError(
+            f"model.{name}.{key} is {ours!r} and the checkpoint's model has {theirs!r}: set it back to resume, "
+            "or start a new run"
+        )
 
 
 def one_optimizer(made: Any) -> tuple[Optimizer | None, Any]:

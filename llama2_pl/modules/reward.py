@@ -9,7 +9,6 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.batches import Packing, PreferenceBatch
 from llama2_pl.evaluation.reward import UNRATED, ScoredPairs, expected_calibration_error
 from llama2_pl.evaluation.reward_metrics import (
@@ -25,8 +24,9 @@ from llama2_pl.evaluation.scoring import score_padded
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import ScalarModel
 from llama2_pl.model.parallel import data_group
-from llama2_pl.modules.base import check_same_config, plain_arguments, with_scalar_head
+from llama2_pl.modules.base import plain_arguments
 from llama2_pl.modules.global_mean import GlobalMeanModule
+from llama2_pl.modules.start import with_scalar_head
 from llama2_pl.objectives.preference import Margin, margin_of_rating, ranking_loss, safety_auxiliary_loss
 
 
@@ -47,7 +47,7 @@ class RewardModule(GlobalMeanModule):
     Under accumulation and on several ranks the loss of a step is the mean over all its pairs.
 
     Args:
-        backbone: the architecture.
+        backbone: the architecture; None: that of `init_from`.
         init_from: the chat checkpoint whose backbone it starts from; None: random weights.
         margin: "none" (eq. 1), "small" or "large" (eq. 2, Table 27).
         safety_loss_weight: of the safety auxiliary loss, the cross-entropy of sigmoid(score) with the label "safe",
@@ -60,6 +60,7 @@ class RewardModule(GlobalMeanModule):
         betas: of AdamW.
         eps: of AdamW.
         weight_decay: of every matrix; gains of norms do not decay.
+        max_seq_len: longest context in tokens, no shorter than that of `init_from`; None: the architecture's.
     """
 
     batch_type = PreferenceBatch
@@ -67,7 +68,7 @@ class RewardModule(GlobalMeanModule):
 
     def __init__(
         self,
-        backbone: ModelConfig,
+        backbone: ModelConfig | None = None,
         init_from: str | None = None,
         margin: Margin = "small",
         safety_loss_weight: float = 0.0,
@@ -78,6 +79,7 @@ class RewardModule(GlobalMeanModule):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-5,
         weight_decay: float = 0.1,
+        max_seq_len: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(plain_arguments(locals()))
@@ -95,13 +97,10 @@ class RewardModule(GlobalMeanModule):
         )
 
     def build_networks(self) -> None:
-        config, init_from = ModelConfig.of(self.hparams["backbone"]), self.hparams["init_from"]
-        if self.attached and init_from is not None:
-            chat = load_language_model(init_from, tokenizer=self.tokenizer)
-            check_same_config(config, chat.config, init_from)
-            self.model = self.distributed(with_scalar_head(chat))
+        if self.attached and self.hparams["init_from"] is not None:
+            self.model = self.distributed(with_scalar_head(self.starting_model()))
         else:
-            self.model = self.fresh(ScalarModel, config)
+            self.model = self.fresh(ScalarModel, self.saved_config("backbone"))
 
     def forward(self, tokens: Tensor, lengths: Tensor, packing: Packing | None = None) -> Tensor:
         """Right-padded dialogues (R, T), lengths (R,) -> linear scores (R,); the same with a packing, in less time."""

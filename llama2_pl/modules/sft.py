@@ -15,8 +15,8 @@ class SFTModule(LanguageModule):
     Rejection-sampling fine-tuning (§3.2.3) and Ghost Attention (§3.3) are this module on other dialogues.
 
     Args:
-        backbone: the architecture.
-        init_from: the pretrained checkpoint; None: random weights. `max_seq_len` may be longer than it had.
+        backbone: the architecture; None: that of `init_from`.
+        init_from: the pretrained checkpoint; None: random weights.
         lr: peak learning rate.
         min_lr_ratio: last learning rate as a share of the peak.
         warmup_ratio: share of the run's optimizer steps that warm up.
@@ -24,11 +24,12 @@ class SFTModule(LanguageModule):
         betas: of AdamW.
         eps: of AdamW.
         weight_decay: of every matrix; gains of norms do not decay.
+        max_seq_len: longest context in tokens, no shorter than that of `init_from`; None: the architecture's.
     """
 
     def __init__(
         self,
-        backbone: ModelConfig,
+        backbone: ModelConfig | None = None,
         init_from: str | None = None,
         lr: float = 2e-5,
         min_lr_ratio: float = 0.1,
@@ -37,6 +38,7 @@ class SFTModule(LanguageModule):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-5,
         weight_decay: float = 0.1,
+        max_seq_len: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(plain_arguments(locals()))

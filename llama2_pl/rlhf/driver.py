@@ -146,8 +146,6 @@ def write_configs(loop: Loop) -> None:
     root = configs_folder("rlhf").parent
     for entry in packaged(loop):
         _copy(root / entry, loop.out / "configs" / entry)
-    for path in (root / "backbone").glob("*.yaml"):  # which size/*.yaml name
-        _copy(path, loop.out / "configs/backbone" / path.name)
     for version in range(1, loop.versions + 1):
         texts = filled_configs(root / "rlhf/stages", variables(loop, version))
         write_texts(texts, Path(loop.at(version, "configs")))

@@ -63,8 +63,9 @@ def training(
     files = [*(config_file(loop, entry) for entry in loop.configs[name]), *own]
     options = {**loop.options.get(name, {}), **({"ckpt_path": "last"} if TRAINED[name] == "fit" else {})}
     command = (TRAINED[name], *(f"--config={file}" for file in files), *tool("", **options))
-    inputs = (*reads, *files, str(loop.out / "configs/backbone"))
-    return Stage(f"v{version}/{name}", words["about"], command, inputs, tuple(makes), words["share"])
+    return Stage(
+        f"v{version}/{name}", words["about"], command, (*reads, *files), tuple(makes), words["share"]
+    )
 
 
 def collect_stage(loop: Loop, version: int) -> Stage:

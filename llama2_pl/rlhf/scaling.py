@@ -12,7 +12,6 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.preferences import PreferenceDataModule
 from llama2_pl.evaluation.intervals import Interval, wilson
 from llama2_pl.evaluation.reward import RATINGS
@@ -31,7 +30,7 @@ class Cell(NamedTuple):
     size: str
     batch: int
     model: dict[str, Any]
-    """Arguments of RewardModule but its backbone."""
+    """Arguments of RewardModule."""
     data: dict[str, Any]
     """Arguments of PreferenceDataModule."""
     trainer: dict[str, Any]
@@ -155,15 +154,14 @@ def _inputs(cell: Cell) -> list[str]:
 def _train(cell: Cell) -> dict[str, Any]:
     """One epoch from the chat checkpoint, one validation at its end."""
     L.seed_everything(cell.seed, verbose=False)
-    data = PreferenceDataModule(**cell.data)
-    backbone = load_language_model(cell.model["init_from"]).config
+    data, module = PreferenceDataModule(**cell.data), RewardModule(**cell.model)
     options = {"gradient_clip_val": 1.0, "logger": False, "enable_checkpointing": False, **cell.trainer}
     trainer = Trainer(max_epochs=1, use_distributed_sampler=False, num_sanity_val_steps=0, **options)
-    trainer.fit(RewardModule(backbone, **cell.model), datamodule=data)
+    trainer.fit(module, datamodule=data)
     return {
         "size": cell.size,
         "batch": cell.batch,
-        "parameters": backbone.num_parameters(),
+        "parameters": module.model.config.num_parameters(),
         "pairs": sum(data.mix_report()["pairs"].values()),
         "accuracy": dict(_intervals(trainer.callback_metrics)),
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -12,9 +14,17 @@ from torch.utils.data import DataLoader
 
 from llama2_pl.callbacks import CompiledBlocks, CudaKernels
 from llama2_pl.callbacks import strategy as selector_module
-from llama2_pl.callbacks.strategy import FSDPStrategySelector, parallel_plan, running_layout, select_strategy
+from llama2_pl.callbacks.strategy import (
+    FSDPStrategySelector,
+    _model_of,
+    parallel_plan,
+    running_layout,
+    select_strategy,
+)
 from llama2_pl.callbacks.strategy_plan import choose_plan
+from llama2_pl.model.config import PRESETS
 from llama2_pl.model.parallel import ParallelPlan
+from llama2_pl.modules import DPOModule, PretrainModule, RewardModule, SFTModule
 
 GIB = 2**30
 N_7B, N_70B = 6_738_415_616, 68_976_648_192  # the published parameter counts
@@ -226,6 +236,16 @@ def test_a_training_that_does_not_fit_ends_before_the_model_is_built() -> None:
     with pytest.raises(ValueError, match="take 2 devices"):
         fit(FSDPStrategySelector("7B", memory_gib=80, verbose=False), module=module)
     assert module.seen == "not called"
+
+
+def test_the_size_of_a_module_that_starts_from_a_checkpoint_is_read_from_there(tmp_path: Path) -> None:
+    start = PretrainModule(PRESETS["tiny"])
+    start.configure_model()
+    path = str(tmp_path / "start.ckpt")
+    torch.save({"state_dict": start.state_dict(), "hyper_parameters": dict(start.hparams)}, path)
+    for module in (RewardModule(init_from=path), DPOModule(path)):
+        assert _model_of(module) == PRESETS["tiny"]
+    assert _model_of(SFTModule(init_from=path, max_seq_len=256)) == replace(PRESETS["tiny"], max_seq_len=256)
 
 
 def test_a_misfit_may_be_a_warning() -> None:

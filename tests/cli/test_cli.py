@@ -196,6 +196,12 @@ def test_an_error_inside_a_class_names_the_class_and_the_help_that_lists_its_opt
     assert len(text.splitlines()) <= 3
 
 
+def test_a_part_of_a_backbone_says_what_to_give_instead(capsys: pytest.CaptureFixture[str]) -> None:
+    text = refused(["fit", "--model", "SFTModule", "--model.backbone.max_seq_len", "64"], capsys)
+    assert "required: dim, n_layers, n_heads; give all of a backbone" in text
+    assert "--model.max_seq_len" in text
+
+
 def test_a_command_without_its_options_names_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\nllama2-pl fit --help lists the options" in refused(["fit"], capsys)
 

@@ -107,8 +107,8 @@ def test_the_order_of_stage_and_trainer_does_not_matter() -> None:
 
 
 def test_an_option_wins_over_the_configs() -> None:
-    files = [f"--config={CONFIGS / name}.yaml" for name in ("stage/sft", "size/sft/7B")]
-    config = printed([*files, "--model.lr=0.5", "--model.backbone.n_layers=3"], "sft")
+    files = [f"--config={CONFIGS / name}.yaml" for name in ("stage/pretrain", "size/pretrain/7B")]
+    config = printed([*files, "--model.lr=0.5", "--model.backbone.n_layers=3"], "pretrain")
     assert config["model"]["init_args"]["lr"] == 0.5
     assert config["model"]["init_args"]["backbone"]["n_layers"] == 3
     assert config["model"]["init_args"]["backbone"]["dim"] == 4096
@@ -123,6 +123,17 @@ def test_a_backbone_can_be_given_as_a_file() -> None:
 def test_the_backbone_files_are_the_presets() -> None:
     files = {path.stem: yaml.safe_load(path.read_text()) for path in (CONFIGS / "backbone").iterdir()}
     assert {name: ModelConfig.of(fields) for name, fields in files.items()} == PRESETS
+    demo = yaml.safe_load((CONFIGS / "demo/pretrain.yaml").read_text())
+    assert ModelConfig.of(demo["model"]["init_args"]["backbone"]) == PRESETS["demo"]
+
+
+def test_only_pretraining_names_an_architecture() -> None:
+    """What starts from a checkpoint has that of its start."""
+    naming = {
+        path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml") if "backbone:" in path.read_text()
+    }
+    sizes = {Path("size/pretrain") / f"{size}.yaml" for size in PRESETS}
+    assert naming == {Path("demo/pretrain.yaml"), Path("real/pretrain.yaml"), *sizes}
 
 
 @pytest.mark.parametrize(

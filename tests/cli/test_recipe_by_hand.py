@@ -34,7 +34,7 @@ def at_tiny_size(command: list[str]) -> list[str]:
         return [word.replace("2048", str(tiny.VOCABULARY)) for word in command]
     if "rejection_sampling.yaml" in " ".join(command):
         return [*command, "--model.samples_per_prompt=2", "--model.max_new_tokens=8"]
-    sized = command[0] == "fit" and "ppo.yaml" not in " ".join(command)
+    sized = "pretrain.yaml" in " ".join(command)
     return [*command, f"--model.backbone.vocab_size={tiny.VOCABULARY}"] if sized else command
 
 

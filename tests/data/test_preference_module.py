@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llama2_pl.data import PreferenceBatch, PreferenceDataModule
-from llama2_pl.data.pairs import choose_pairs
+from llama2_pl.data.pairs import choose_pairs, encode_pair
 from llama2_pl.text import Dialog, Tokenizer, encode_dialog
 
 MakeData = Callable[..., PreferenceDataModule]
@@ -278,6 +278,28 @@ def test_on_a_gpu_the_rows_of_a_batch_stay_whole(make_data: MakeData, write_rows
 def test_a_negative_number_of_workers_is_refused(make_data: MakeData) -> None:
     with pytest.raises(ValueError, match=r"data\.num_workers is -1: give 0 or more"):
         make_data(num_workers=-1)
+
+
+def test_pairs_are_encoded_once_for_reward_models_that_validate_on_others(
+    make_data: MakeData, write_rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+
+    def counted(row, *arguments):
+        encoded.append(row.source)
+        return encode_pair(row, *arguments)
+
+    monkeypatch.setattr("llama2_pl.data.pairs.encode_pair", counted)
+    held_out = {
+        name: write_rows(f"val_{name}.jsonl", [pair(f"{name}?", "a", "b", source=name)])
+        for name in ("x", "open")
+    }
+    for name, path in held_out.items():
+        data = make_data(kind="all", val=path)
+        [batch] = list(data.val_dataloader())
+        assert [data.sources[n] for n in batch.source] == [name]
+        assert data.mix_report()["sources"] == {"meta-helpful": 30, "meta-safety": 40, "open": 20}
+    assert Counter(encoded) == {"meta-helpful": 30, "meta-safety": 40, "open": 20 + 1, "x": 1}
 
 
 def test_a_validation_file_without_a_row_is_refused(make_data: MakeData, write_rows) -> None:

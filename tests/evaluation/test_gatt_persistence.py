@@ -104,5 +104,5 @@ def test_a_dialogue_that_leaves_no_room_is_refused_by_turn_before_it_is_cut(monk
     monkeypatch.setattr(
         gatt, "answer", lambda model, tokenizer, dialogs, **how: ["the cat " * 40] * len(dialogs)
     )
-    with pytest.raises(ValueError, match=r"turn 3: .*fine-tune with a longer backbone.max_seq_len"):
+    with pytest.raises(ValueError, match=r"turn 3: .*fine-tune with a longer model\.max_seq_len"):
         gatt.persistence(model, tokenizer, CASES, turns=(4,), max_new_tokens=4)

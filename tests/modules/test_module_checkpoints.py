@@ -36,10 +36,10 @@ def trained(config, trainer, make, save, tokenizer_path, tmp_path):
             module = kind(files["policy"])
             run.fit(module, make.loader([make.pairs(2)]))
         elif kind is RewardModule:
-            module = kind(config, init_from=sources[0])
+            module = kind(init_from=sources[0])
             run.fit(module, make.loader([make.pairs(2)]))
         else:
-            module = kind(config, init_from=sources[0])
+            module = kind(init_from=sources[0])
             run.fit(module, make.loader([make.tokens()]))
         run.save_checkpoint(path)
         for source in sources:

@@ -115,7 +115,7 @@ def train(kind, strategy, devices, module, data):
 
 def train_both(kind, strategy, devices):
     start = f"{folder}/start.ckpt"
-    train(kind, strategy(), devices, Mine(backbone, init_from=start), Data())
+    train(kind, strategy(), devices, Mine(init_from=start), Data())
     train(f"dpo_{kind}", strategy(), devices, MyPreferences(start, beta=1.0), PairData())
 
 

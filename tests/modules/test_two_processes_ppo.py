@@ -123,7 +123,7 @@ def validate(kind, strategy, devices):
     tokens, labels = torch.randint(3, 290, (8, 6), generator=generator), torch.tensor([1.0, 0.0] * 4)
     pairs = PreferenceBatch(tokens, torch.full((8,), 6), torch.tensor([0, 0, 1, 3]), labels, torch.zeros(4).long())
     data = torch.utils.data.DataLoader([pairs], batch_size=None, collate_fn=lambda b: b)
-    module = RewardModule(backbone, init_from=f"{folder}/policy.ckpt")
+    module = RewardModule(init_from=f"{folder}/policy.ckpt")
     trainer = L.Trainer(
         accelerator="cpu", devices=devices, strategy=strategy, use_distributed_sampler=False, logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,

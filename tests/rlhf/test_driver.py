@@ -78,16 +78,13 @@ def config_of(start: Path) -> dict:
         [f"stage/{stage}.yaml", *([f"size/{size}/tiny.yaml"] if size else []), "trainer/cpu.yaml"]
         for stage, size in stages.items()
     ]
-    backbone = {
-        f"model.backbone.{key}": value for key, value in CONFIG.to_dict().items() if value is not None
-    }
     plain = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
     names = ["reward_helpfulness", "reward_safety", "best_of_k", "fine_tune", "ppo"]
     own = {
-        "reward_helpfulness": {**backbone, "data.max_len": 256},
-        "reward_safety": {**backbone, "data.max_len": 256},
+        "reward_helpfulness": {"data.max_len": 256},
+        "reward_safety": {"data.max_len": 256},
         "best_of_k": {"data.batch_size": 8},
-        "fine_tune": {**backbone, "data.seq_len": 256, "data.epochs": 1},
+        "fine_tune": {"data.seq_len": 256, "data.epochs": 1},
         "ppo": {},
     }
     return {
@@ -438,7 +435,6 @@ def test_a_small_model_learns_from_the_samples_of_a_big_one(done: Path, start: P
     eos_id = Tokenizer(str(start / "tokenizer.model")).eos_id
     config["files"] |= {"policy": chatterbox(tmp_path / "small.ckpt", eos_id, student)}
     config["files"]["base"] = config["files"]["policy"]
-    config["options"]["fine_tune"]["model.backbone.dim"] = 16
     rlhf(tmp_path, config, f"--teacher={done / 'run'}", "--versions=1", "--until=v1/choice")
     made = {str(p.relative_to(run / "manifests").with_suffix("")) for p in run.glob("manifests/**/*.json")}
     assert made == {"held_out", "v1/fine_tune", "v1/choice"}

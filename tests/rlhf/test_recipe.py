@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import yaml
 
+from llama2_pl.cli import main
 from llama2_pl.commands.registry import find_tool, parse_tool
 from llama2_pl.data.default import write
-from llama2_pl.rlhf.recipe import configs_folder, filled_configs, read_recipe, recipe
+from llama2_pl.rlhf.recipe import (
+    configs_folder,
+    filled_configs,
+    read_recipe,
+    recipe,
+    variables_of,
+    write_texts,
+)
 
 DATA = {"name": "data", "command": "data default --out $RUN/data --scale 0.02", "outputs": ["$RUN/data"]}
 AGAIN = {
@@ -181,6 +191,18 @@ def test_each_file_that_a_packaged_stage_or_its_config_names_is_an_input(name: s
         named = re.findall(r"/[rd]/[^\s,\]}]+", " ".join([*stage.command, *own]))
         allowed = (*stage.inputs, *stage.outputs, f"/r/{stage.name}", "/r/cache")
         assert named and [p for p in named if not any(map(Path(p).is_relative_to, allowed))] == [], stage.name
+
+
+@pytest.mark.parametrize("name", ["demo", "real", "gatt"])
+def test_each_training_of_a_packaged_recipe_parses(name: str, tmp_path: Path) -> None:
+    variables = variables_of(tmp_path, str(tmp_path / "data"))
+    write_texts(filled_configs(configs_folder(name), variables), tmp_path / "configs")
+    for stage in read_recipe(configs_folder(name) / "recipe.yaml", variables):
+        if stage.command[0] in {"fit", "predict"}:
+            words = [word for word in stage.command if word not in {"--ckpt_path", "last"}]
+            with redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as stop:
+                main([*words, "--print_config"])
+            assert stop.value.code == 0, stage.name
 
 
 def test_a_second_run_of_the_packaged_study_asks_every_study_again(
