@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 
 from llama2_pl.checkpoints.ours import load_reward_model
 from llama2_pl.data.default.oracle import gold_score
-from llama2_pl.data.readers.prompts import PromptRow
+from llama2_pl.data.readers import PromptRow, read_prompts
 from llama2_pl.evaluation.scoring import score_answers
 from llama2_pl.model.heads import ScalarModel
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD, combined_reward
@@ -92,14 +91,7 @@ class OracleReward:
     def __init__(self, prompts: str | list[str]) -> None:
         self._tasks: dict[Dialog, dict] = {}
         for path in [prompts] if isinstance(prompts, str) else prompts:
-            with open(path, encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    row = json.loads(line)
-                    if not row.get("task"):
-                        raise ValueError(
-                            f"{path}:{number}: no 'task': the oracle judges only prompts of the embedded data"
-                        )
-                    self._tasks[Dialog.of([(m["role"], m["content"]) for m in row["messages"]])] = row["task"]
+            self._tasks |= {row.prompt: row.task for row in read_prompts(path, tasks="required") if row.task}
 
     def __call__(self, prompts: Sequence[PromptRow], answers: Sequence[str]) -> list[float]:
         unknown = next((row for row in prompts if row.prompt not in self._tasks), None)

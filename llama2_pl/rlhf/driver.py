@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from llama2_pl.data.readers import read_prompts
 from llama2_pl.rlhf.plan import fine_tune_init, plan
 from llama2_pl.rlhf.recipe import (
     configs_folder,
@@ -191,8 +192,8 @@ def variables(loop: Loop, version: int) -> dict[str, str]:
 
 def gold_judge(prompts: str) -> str:
     """The oracle for the PPO doctor, where the prompts have the tasks that it knows the truth about."""
-    with open(prompts, encoding="utf-8") as lines:
-        known = "task" in json.loads(next(lines, "{}"))
+    first = next(read_prompts(prompts, tasks="optional"), None)
+    known = first is not None and first.task is not None
     oracle = {"class_path": "llama2_pl.callbacks.OracleReward", "init_args": {"prompts": [prompts]}}
     return json.dumps(oracle if known else None)
 

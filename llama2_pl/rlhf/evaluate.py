@@ -11,17 +11,7 @@ import torch
 from torch import Tensor
 
 from llama2_pl.data.default.oracle import NOISE
-from llama2_pl.data.readers.common import (
-    Raw,
-    Reading,
-    mapping,
-    optional_bool,
-    parse_rows,
-    sequence,
-)
-from llama2_pl.data.readers.dialogues import messages_from_json
-from llama2_pl.data.readers.files import json_rows
-from llama2_pl.data.readers.preferences import PreferenceRow, asked, read_preferences
+from llama2_pl.data.readers import PreferenceRow, PromptRow, read_preferences, read_prompts
 from llama2_pl.evaluation.agreement import annotator_agreement
 from llama2_pl.evaluation.answers import fits, room_for_prompt
 from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature, reward_of_taken
@@ -49,7 +39,6 @@ from llama2_pl.rlhf.gatt import ghost_attention, kept_by_turn
 from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.rlhf.scores import (
     Judges,
-    PromptTask,
     Speaker,
     dialogue_ids,
     gold_scores,
@@ -140,21 +129,24 @@ def _finish(results: dict[str, Any], out: Path) -> None:
 
 def prompts_that_fit(
     files: Sequence[str], limit: int | None, judges: Judges, model: LanguageModel, max_new_tokens: int
-) -> list[PromptTask]:
+) -> list[PromptRow]:
     """The prompts that leave model and judges room for an answer; says how many are longer, stops where all are."""
     readers = (model, judges.helpfulness, judges.safety)
     room = min(room_for_prompt(reader, max_new_tokens) for reader in readers)
-    rows = [row for path in files for row in read_prompt_tasks(path, limit)]
-    kept = [row for row in rows if fits(row.dialog, judges.tokenizer, room)]
+    rows = [row for path in files for row in itertools.islice(read_prompts(path, tasks="optional"), limit)]
+    kept = [row for row in rows if fits(row.prompt, judges.tokenizer, room)]
     if not kept:
-        raise ValueError(f"none of {len(rows)} prompts has at most {room} tokens; lower max_new_tokens")
+        raise ValueError(
+            f"{', '.join(files)}: none of {len(rows)} prompts has at most {room} tokens; give others, or lower "
+            "max_new_tokens"
+        )
     if len(kept) < len(rows):
         print(f"{len(rows) - len(kept)} of {len(rows)} prompts are longer than {room} tokens: left out")
     return kept
 
 
 def compare_models(
-    networks: dict[str, LanguageModel], rows: Sequence[PromptTask], judges: Judges, speak: Speaker, each: int
+    networks: dict[str, LanguageModel], rows: Sequence[PromptRow], judges: Judges, speak: Speaker, each: int
 ) -> dict[str, Any]:
     """Gold scores, reward-model scores and win rates over the first model, `each` samples at T = 1 per prompt."""
     heard = {name: listen(model, rows, judges, speak, each) for name, model in networks.items()}
@@ -178,7 +170,7 @@ def compare_models(
 
 def best_of_n(
     model: LanguageModel,
-    rows: Sequence[PromptTask],
+    rows: Sequence[PromptRow],
     judges: Judges,
     speak: Speaker,
     temperatures: Sequence[float],
@@ -308,32 +300,20 @@ def _labels(safe: Iterable[bool | None]) -> Tensor:
     return torch.tensor([float("nan") if label is None else float(label) for label in safe])
 
 
-def few(rows: Sequence[PromptTask], count: int = 8) -> list[PromptTask]:
+def few(rows: Sequence[PromptRow], count: int = 8) -> list[PromptRow]:
     """A few prompts, spread over the file."""
     return list(rows[:: max(1, len(rows) // count)][:count])
 
 
-def sample_dialogues(rows: Sequence[PromptTask], spoken: dict[str, list[str]]) -> list[dict[str, Any]]:
+def sample_dialogues(rows: Sequence[PromptRow], spoken: dict[str, list[str]]) -> list[dict[str, Any]]:
     """The few prompts with every model's answer; T = 0.7 for the report."""
     return [
         {
-            "messages": [message._asdict() for message in row.dialog.messages],
+            "messages": [message._asdict() for message in row.prompt.messages],
             "answers": {name: answers[i] for name, answers in spoken.items()},
         }
         for i, row in enumerate(few(rows))
     ]
-
-
-def read_prompt_tasks(path: str, limit: int | None = None) -> list[PromptTask]:
-    """Prompt rows of our own jsonl, with their task where they have one."""
-
-    def parse(raw: Raw) -> list[PromptTask]:
-        row = mapping(raw.value, "the row")
-        dialog = asked(messages_from_json(sequence(row, "messages")))
-        return [PromptTask(dialog, bool(optional_bool(row, "is_safety")), row.get("task"))]
-
-    how = Reading(path)
-    return list(itertools.islice(parse_rows(json_rows(Path(path), how), parse, how), limit))
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import weakref
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from llama2_pl.data.default import write, write_default_data
 from llama2_pl.data.default.oracle import judge, rating_of
-from llama2_pl.data.readers import read_preferences
+from llama2_pl.data.readers import PromptRow, read_preferences
 from llama2_pl.data.vocabulary import train_tokenizer_on_files
 from llama2_pl.evaluation.answers import room_for_prompt
 from llama2_pl.model.config import ModelConfig
@@ -132,7 +133,7 @@ def test_an_answer_is_of_the_model_and_temperature_that_it_names_and_neither_tel
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In one batch a model had one temperature, and rows would have taught to know the model by it."""
-    asked = [{"messages": [{"role": "user", "content": f"question {n}"}]} for n in range(200)]
+    asked = [PromptRow(Dialog.of([("user", f"question {n}")])) for n in range(200)]
     monkeypatch.setattr(
         collect,
         "answer",
@@ -391,9 +392,9 @@ def test_a_reward_model_whose_scores_are_no_numbers_has_no_accuracy(run: Run) ->
 
 
 def test_prompts_that_a_judge_cannot_read_with_an_answer_are_left_out(run: Run, tmp_path: Path) -> None:
-    path, model = tmp_path / "prompts.jsonl", LanguageModel(CONFIG)
-    asked = [[{"role": "user", "content": "what then? " * n}] for n in (1, 20)]
-    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in asked))
+    path, model = tmp_path / "prompts.jsonl.gz", LanguageModel(CONFIG)
+    lines = [json.dumps({"prompt": "what then? " * n}) for n in (1, 20)]
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
     kept = [len(prompts_that_fit([str(path)], None, judges_of(run, n), model, 8)) for n in (512, 64)]
     assert kept == [2, 1]
 

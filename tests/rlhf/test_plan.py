@@ -158,7 +158,8 @@ def packaged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
         "llama2_pl.rlhf.driver.write_configs", lambda loop: (found.append(loop), write_configs(loop))
     )
     (tmp_path / "data/prompts").mkdir(parents=True)
-    (tmp_path / "data/prompts/train.jsonl").write_text('{"messages": [], "task": {}}\n')
+    row = {"prompt": "Is it?", "task": {"kind": "safety", "answers": ["No."]}}
+    (tmp_path / "data/prompts/train.jsonl").write_text(json.dumps(row) + "\n")
     words = [f"--config={CONFIGS}/rlhf/{name}.yaml", f"--out={tmp_path}/run", f"--start.folder={tmp_path}"]
     rlhf(**parse_tool("rlhf", words))
     return found[0], found[1]
@@ -192,7 +193,7 @@ def test_every_stage_of_a_packaged_config_parses(
 
 def test_people_who_rate_need_no_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, _ = packaged("small", tmp_path, monkeypatch)
-    Path(loop.files.prompts).write_text('{"messages": []}\n')
+    Path(loop.files.prompts).write_text('{"prompt": "Is it?"}\n')
     write_configs(loop)
     doctor = yaml.safe_load((tmp_path / "run/v5/configs/ppo.yaml").read_text())["trainer"]["callbacks"][-1]
     assert doctor["init_args"]["gold"] is None

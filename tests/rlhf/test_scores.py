@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from llama2_pl.data.readers import PromptRow, read_prompts, write_jsonl
 from llama2_pl.data.sampling import is_held_out
 from llama2_pl.evaluation.answers import Answers
 from llama2_pl.evaluation.best_of_n import best_temperature
@@ -16,7 +18,7 @@ from llama2_pl.rlhf import scores
 from llama2_pl.rlhf import study as study_module
 from llama2_pl.rlhf.evaluate import best_of_n
 from llama2_pl.rlhf.reuse import link
-from llama2_pl.rlhf.scores import Heard, Judges, PromptTask, forgetting, gold_by_kind, goodhart_gap, judged
+from llama2_pl.rlhf.scores import Heard, Judges, forgetting, gold_by_kind, goodhart_gap, judged
 from llama2_pl.rlhf.study import merged, over_seeds, study
 from llama2_pl.rlhf.versions import checkpoints_in, split_held_out
 from llama2_pl.text.chat import Dialog
@@ -55,7 +57,7 @@ class OneOfTwo:
 
 
 def test_the_temperature_is_chosen_by_what_may_be_taken_and_the_curves_show_all_samples() -> None:
-    stub, asked = OneOfTwo(), [PromptTask(Dialog.of([("user", "q")]), False, None)]
+    stub, asked = OneOfTwo(), [PromptRow(Dialog.of([("user", "q")]))]
     found = best_of_n("model", asked, stub, stub, (1.0, 1.5), 2)["best_of_n"]  # type: ignore[arg-type]
     assert (
         found["reward_of_taken"] == {"1": 2.0, "1.5": 0.0}
@@ -70,7 +72,7 @@ def test_a_score_that_is_no_number_is_refused_with_its_judge_and_prompt(
 ) -> None:
     """It would win or lose in silence: every comparison with it is false."""
     judges = Judges("helpfulness", "safety", None)  # type: ignore[arg-type]  # both score by their names
-    asked = [PromptTask(Dialog.of([("user", text)]), False, None) for text in ("one", "two")]
+    asked = [PromptRow(Dialog.of([("user", text)])) for text in ("one", "two")]
     found = {"helpfulness": torch.zeros(4), "safety": torch.zeros(4)}
     monkeypatch.setattr(scores, "dialogue_ids", lambda *_: [1])
     monkeypatch.setattr(scores, "score_answers", lambda judge, _: found[judge])
@@ -94,9 +96,7 @@ def test_each_answer_is_judged_with_its_own_prompt_and_at_the_threshold(
 
     monkeypatch.setattr(scores, "score_answers", score)
     monkeypatch.setattr(scores, "dialogue_ids", lambda dialog, text, _: dialog.messages[0].content + text)
-    prompts = [
-        PromptTask(Dialog.of([("user", text)]), tagged, None) for text, tagged in (("q", True), ("r", False))
-    ]
+    prompts = [PromptRow(Dialog.of([("user", text)]), tagged) for text, tagged in (("q", True), ("r", False))]
 
     def judge(threshold: float) -> list[list[float]]:
         judges = Judges("helpful", "safe", None, threshold)  # type: ignore[arg-type]
@@ -132,11 +132,11 @@ def test_forgetting_is_the_fall_below_the_best_earlier_version_by_kind() -> None
 
 def test_gold_scores_are_kept_apart_by_kind_of_task() -> None:
     dialog = Dialog.of([("user", "q")])
-    rows = [PromptTask(dialog, False, {"kind": kind}) for kind in ("fact", "price")]
+    rows = [PromptRow(dialog, task={"kind": kind}) for kind in ("fact", "price")]
     found = gold_by_kind(rows, {"v0": START})["v0"]
     assert found == {"fact": pytest.approx(0.2), "price": pytest.approx(0.6)}
     unknown = heard([[1.0], [1.0]], None)
-    assert gold_by_kind([PromptTask(dialog, False, None)] * 2, {"v0": unknown}) == {}
+    assert gold_by_kind([PromptRow(dialog)] * 2, {"v0": unknown}) == {}
 
 
 def test_a_link_holds_the_checkpoint_and_replaces_an_older_one(tmp_path: Path) -> None:
@@ -161,6 +161,47 @@ def test_prompts_that_a_hash_held_out_fall_into_both_halves(tmp_path: Path) -> N
     split_held_out(str(tmp_path / "val.jsonl"), str(tmp_path))
     sizes = [len((tmp_path / f"{name}.jsonl").read_text().splitlines()) for name in ("select", "test")]
     assert sum(sizes) == len(rows) and min(sizes) > len(rows) / 4
+
+
+WILD = {
+    "rows.jsonl": "\n".join(json.dumps({"prompt": f"question {n}"}) for n in range(40)),
+    "rows.json": json.dumps([{"instruction": f"question {n}", "output": "a"} for n in range(40)]),
+    "dialogues.jsonl": "\n".join(
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": f"question {n}"},
+                    {"role": "assistant", "content": "a"},
+                ]
+            }
+        )
+        for n in range(40)
+    ),
+    "table.csv": "\n".join(["id,goal", *(f"{n},question {n}" for n in range(40))]),
+    "lines.txt": "\n".join(f"question {n}" for n in range(40)),
+}
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("name", WILD)
+def test_held_out_prompts_come_in_any_format_of_prompts(name: str, zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / (f"{name}.gz" if zipped else name)
+    path.write_bytes(gzip.compress(WILD[name].encode()) if zipped else WILD[name].encode())
+    split_held_out(str(path), str(tmp_path / "out"))
+    halves = [list(read_prompts(tmp_path / "out" / f"{half}.jsonl")) for half in ("select", "test")]
+    said = [row.prompt.messages[-1].content for rows in halves for row in rows]
+    assert all(halves) and sorted(said) == sorted(f"question {n}" for n in range(40))
+
+
+def test_held_out_prompts_keep_their_tag_and_their_task(tmp_path: Path) -> None:
+    task = {"kind": "safety", "answers": ["No."]}
+    rows = [{"prompt": f"question {n}", "is_safety": n % 2 == 0, "task": task} for n in range(20)]
+    write_jsonl(tmp_path / "val.jsonl", rows)
+    split_held_out(str(tmp_path / "val.jsonl"), str(tmp_path))
+    for half in ("select", "test"):
+        for row in read_prompts(tmp_path / f"{half}.jsonl", tasks="required"):
+            number = int(row.prompt.messages[0].content.split()[1])
+            assert row.is_safety == (number % 2 == 0) and row.task == task
 
 
 def test_an_interval_over_seeds_is_student_s() -> None:
