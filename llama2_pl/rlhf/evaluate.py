@@ -17,6 +17,7 @@ from llama2_pl.evaluation.answers import fits, room_for_prompt
 from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature, reward_of_taken
 from llama2_pl.evaluation.diversity import diversity_by_temperature
 from llama2_pl.evaluation.intervals import wilson
+from llama2_pl.evaluation.judges import Judges, dialogue_ids, refuse_no_number
 from llama2_pl.evaluation.reward import (
     UNRATED,
     ScoredPairs,
@@ -38,14 +39,11 @@ from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.gatt import ghost_attention, kept_by_turn
 from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.rlhf.scores import (
-    Judges,
     Speaker,
-    dialogue_ids,
     gold_scores,
     judged,
     listen,
     load_judges,
-    refuse_no_number,
 )
 from llama2_pl.text.tokenizer import Tokenizer
 
@@ -131,7 +129,7 @@ def prompts_that_fit(
     files: Sequence[str], limit: int | None, judges: Judges, model: LanguageModel, max_new_tokens: int
 ) -> list[PromptRow]:
     """The prompts that leave model and judges room for an answer; says how many are longer, stops where all are."""
-    readers = (model, judges.helpfulness, judges.safety)
+    readers = (model, *judges.models().values())
     room = min(room_for_prompt(reader, max_new_tokens) for reader in readers)
     rows = [row for path in files for row in itertools.islice(read_prompts(path, tasks="optional"), limit)]
     kept = [row for row in rows if fits(row.prompt, judges.tokenizer, room)]
@@ -215,7 +213,7 @@ def reward_models(
     judges: Judges, helpful_pairs: Sequence[str], safety_pairs: Sequence[str]
 ) -> dict[str, Any]:
     """Each model on its own test set and on every source of both (Llama 2 tables 7, 8); unsafe recall (table 29)."""
-    models = {"helpfulness": judges.helpfulness, "safety": judges.safety}
+    models = judges.models()
     room = min(model.config.max_seq_len for model in models.values())
     tests = {
         name: pairs_that_fit(

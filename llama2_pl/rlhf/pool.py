@@ -14,11 +14,12 @@ from typing import Any, Literal, NamedTuple
 
 from llama2_pl.data.readers import PromptRow, write_jsonl
 from llama2_pl.data.readers.dialogues import messages_from_json
+from llama2_pl.evaluation.judges import Judges
 from llama2_pl.files import write_json
 from llama2_pl.modules.rejection_sampling import may_be_taken, read_rows
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.hardware import HARDWARE, Hardware
-from llama2_pl.rlhf.scores import Judges, load_judges
+from llama2_pl.rlhf.scores import load_judges
 from llama2_pl.rlhf.stages import fingerprint
 from llama2_pl.text.tags import strip_control_tags
 

@@ -13,50 +13,12 @@ from llama2_pl.data.default.oracle import gold_score
 from llama2_pl.data.readers import PromptRow
 from llama2_pl.evaluation.answers import Answers, answers
 from llama2_pl.evaluation.intervals import Interval, bootstrap
-from llama2_pl.evaluation.scoring import score_answers
+from llama2_pl.evaluation.judges import Judges
 from llama2_pl.evaluation.win_rate import win_rate
-from llama2_pl.model.heads import LanguageModel, ScalarModel
-from llama2_pl.objectives.reward import SAFETY_THRESHOLD, combined_reward
+from llama2_pl.model.heads import LanguageModel
+from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.hardware import HARDWARE, Hardware
-from llama2_pl.text.chat import Dialog, encode_dialog
 from llama2_pl.text.tokenizer import Tokenizer
-
-
-class Judges(NamedTuple):
-    """The two reward models, and how an answer's dialogue becomes ids."""
-
-    helpfulness: ScalarModel
-    safety: ScalarModel
-    tokenizer: Tokenizer
-    safety_threshold: float = SAFETY_THRESHOLD
-
-    def scores(self, prompts: Sequence[PromptRow], answers: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Helpfulness, safety and combined scores (R,), all linear; `answers` prompt-major, len(prompts) * K.
-
-        An answer that was cut off is judged as it stands, as if it had ended; one of the greatest length without the
-        EOS that has no place.
-        """
-        each = len(answers) // len(prompts)
-        rows = [prompt for prompt in prompts for _ in range(each)]
-        ids = [
-            dialogue_ids(row.prompt, text, self.tokenizer) for row, text in zip(rows, answers, strict=True)
-        ]
-        helpful, safe = score_answers(self.helpfulness, ids), score_answers(self.safety, ids)
-        for name, column in (("helpfulness", helpful), ("safety", safe)):
-            refuse_no_number(column, f"the {name} reward model", [row.prompt for row in rows])
-        is_safety = torch.tensor([row.is_safety for row in rows])
-        return helpful, safe, combined_reward(safe, helpful, is_safety, self.safety_threshold).scores
-
-
-def refuse_no_number(scores: Tensor, judge: str, prompts: Sequence[Dialog]) -> None:
-    """NaN compares as false with everything, so it would choose, win or lose without a word."""
-    wrong = (~scores.isfinite()).nonzero().flatten().tolist()
-    if wrong:
-        asked = prompts[wrong[0]].messages[-1].content
-        raise ValueError(
-            f"{judge} gives {scores[wrong[0]].item()} to an answer to {asked[:80]!r}, and to {len(wrong)} of "
-            f"{len(scores)} answers no finite score: its weights are broken, train it anew"
-        )
 
 
 def load_judges(
@@ -131,11 +93,6 @@ def gold_scores(rows: Sequence[PromptRow], answers: Sequence[str]) -> Tensor:
     return torch.tensor(
         [gold_score(row.task, text) for row, text in zip(rows, answers, strict=True) if row.task]
     )
-
-
-def dialogue_ids(prompt: Dialog, text: str, tokenizer: Tokenizer) -> list[int]:
-    """What a reward model reads of a prompt and an answer."""
-    return encode_dialog(prompt.then("assistant", text), tokenizer, tags="neutralise").tokens
 
 
 def judged(heard: dict[str, Heard], rivals: dict[str, str]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from llama2_pl.data.dialogues import opening
 from llama2_pl.data.readers import PromptRow, prompt_to_row, read_prompts, write_jsonl
 from llama2_pl.data.sampling import is_held_out
 from llama2_pl.evaluation.best_of_n import best_temperature
+from llama2_pl.evaluation.judges import Judges
 from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.files import write_json
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
@@ -19,7 +20,6 @@ from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.rlhf.reuse import link
 from llama2_pl.rlhf.scores import (
     Heard,
-    Judges,
     Speaker,
     forgetting,
     gold_by_kind,

@@ -443,6 +443,14 @@ def test_reward_models_come_from_their_checkpoints(
     assert reward(rows, ["red"]) == pytest.approx(ModelReward(model, None, tokenizer)(rows, ["red"]))
 
 
+def test_a_reward_model_whose_score_is_no_number_is_refused(tokenizer: Tokenizer, tiny: ModelConfig) -> None:
+    """The best look would be chosen by a comparison that is always false."""
+    model = ScalarModel(tiny)
+    torch.nn.init.constant_(model.head.weight, float("nan"))
+    with pytest.raises(ValueError, match="the helpfulness reward model gives nan to an answer to 'what'"):
+        ModelReward(model, None, tokenizer)([PromptRow(Dialog.of([("user", "what")]))], ["red"])
+
+
 def test_the_oracle_knows_the_prompts_of_its_files_in_any_format_of_prompts(tmp_path: Path) -> None:
     best = "I cannot help with that because it would hurt people. Please ask me something else."
     task = {"kind": "safety", "answers": [best]}

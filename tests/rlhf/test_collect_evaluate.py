@@ -18,6 +18,7 @@ from llama2_pl.data.default.oracle import judge, rating_of
 from llama2_pl.data.readers import PromptRow, read_preferences
 from llama2_pl.data.vocabulary import train_tokenizer_on_files
 from llama2_pl.evaluation.answers import room_for_prompt
+from llama2_pl.evaluation.judges import Judges, dialogue_ids
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.report.build import build_report
@@ -26,7 +27,6 @@ from llama2_pl.rlhf.collect import collect_preferences
 from llama2_pl.rlhf.evaluate import evaluate, pairs_that_fit, prompts_that_fit, score_preferences
 from llama2_pl.rlhf.hardware import Hardware
 from llama2_pl.rlhf.pool import Entry, rescored
-from llama2_pl.rlhf.scores import Judges, dialogue_ids
 from llama2_pl.rlhf.versions import compare_versions
 from llama2_pl.text.chat import Dialog, encode_prompt
 from llama2_pl.text.tokenizer import Tokenizer
@@ -386,9 +386,10 @@ def test_the_longest_answer_that_rejection_sampling_takes_enters_the_pool(run: R
 def test_a_reward_model_whose_scores_are_no_numbers_has_no_accuracy(run: Run) -> None:
     pairs = list(read_preferences(run.data / "preferences/helpful_val.jsonl"))[:2]
     judges = judges_of(run, 512)
-    torch.nn.init.constant_(judges.safety.head.weight, float("nan"))
+    safety = judges.models()["safety"]
+    torch.nn.init.constant_(safety.head.weight, float("nan"))
     with pytest.raises(ValueError, match=r"the reward model gives nan to an answer to .*4 of 4 answers"):
-        score_preferences(judges.safety, pairs, judges.tokenizer, [pair.source for pair in pairs])
+        score_preferences(safety, pairs, judges.tokenizer, [pair.source for pair in pairs])
 
 
 def test_prompts_that_a_judge_cannot_read_with_an_answer_are_left_out(run: Run, tmp_path: Path) -> None:

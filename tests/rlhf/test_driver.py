@@ -18,12 +18,13 @@ from llama2_pl.cli import main
 from llama2_pl.data.default import write, write_default_data
 from llama2_pl.data.vocabulary import train_tokenizer_on_files
 from llama2_pl.evaluation.curves import read_curve
+from llama2_pl.evaluation.judges import Judges
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.modules import RejectionSamplingModule, RewardModule
 from llama2_pl.rlhf import driver
 from llama2_pl.rlhf.evaluate import reward_models
-from llama2_pl.rlhf.scores import Judges, load_judges
+from llama2_pl.rlhf.scores import load_judges
 from llama2_pl.rlhf.settings import Start
 from llama2_pl.rlhf.stages import fingerprint, holding
 from llama2_pl.text.tokenizer import Tokenizer

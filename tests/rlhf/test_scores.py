@@ -12,13 +12,14 @@ import yaml
 
 from llama2_pl.data.readers import PromptRow, read_prompts, write_jsonl
 from llama2_pl.data.sampling import is_held_out
+from llama2_pl.evaluation import judges as judges_module
 from llama2_pl.evaluation.answers import Answers
 from llama2_pl.evaluation.best_of_n import best_temperature
-from llama2_pl.rlhf import scores
+from llama2_pl.evaluation.judges import Judges
 from llama2_pl.rlhf import study as study_module
 from llama2_pl.rlhf.evaluate import best_of_n
 from llama2_pl.rlhf.reuse import link
-from llama2_pl.rlhf.scores import Heard, Judges, forgetting, gold_by_kind, goodhart_gap, judged
+from llama2_pl.rlhf.scores import Heard, forgetting, gold_by_kind, goodhart_gap, judged
 from llama2_pl.rlhf.study import merged, over_seeds, study
 from llama2_pl.rlhf.versions import checkpoints_in, split_held_out
 from llama2_pl.text.chat import Dialog
@@ -74,8 +75,8 @@ def test_a_score_that_is_no_number_is_refused_with_its_judge_and_prompt(
     judges = Judges("helpfulness", "safety", None)  # type: ignore[arg-type]  # both score by their names
     asked = [PromptRow(Dialog.of([("user", text)])) for text in ("one", "two")]
     found = {"helpfulness": torch.zeros(4), "safety": torch.zeros(4)}
-    monkeypatch.setattr(scores, "dialogue_ids", lambda *_: [1])
-    monkeypatch.setattr(scores, "score_answers", lambda judge, _: found[judge])
+    monkeypatch.setattr(judges_module, "dialogue_ids", lambda *_: [1])
+    monkeypatch.setattr(judges_module, "score_answers", lambda judge, _: found[judge])
     assert judges.scores(asked, ["a"] * 4)[2].tolist() == [0.0] * 4
     for value in (float("nan"), float("inf")):
         found[broken] = torch.tensor([0.0, 0.0, value, 0.0])
@@ -94,8 +95,10 @@ def test_each_answer_is_judged_with_its_own_prompt_and_at_the_threshold(
         seen.append(ids)
         return torch.full((len(ids),), linear[model])
 
-    monkeypatch.setattr(scores, "score_answers", score)
-    monkeypatch.setattr(scores, "dialogue_ids", lambda dialog, text, _: dialog.messages[0].content + text)
+    monkeypatch.setattr(judges_module, "score_answers", score)
+    monkeypatch.setattr(
+        judges_module, "dialogue_ids", lambda dialog, text, _: dialog.messages[0].content + text
+    )
     prompts = [PromptRow(Dialog.of([("user", text)]), tagged) for text, tagged in (("q", True), ("r", False))]
 
     def judge(threshold: float) -> list[list[float]]:
