@@ -7,7 +7,6 @@ configs, with the version's paths in them, lie in `<out>/<version>/configs`.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -22,11 +21,19 @@ from llama2_pl.rlhf.recipe import (
     is_made,
     recipe,
     refuse_secret_options,
-    write_texts,
 )
 from llama2_pl.rlhf.reuse import take_over
 from llama2_pl.rlhf.settings import TRAINED, Every, Files, Loop, Ratings, Sampling, Start
-from llama2_pl.rlhf.stages import Stage, forget, holding, index_of, run_stages, up_to
+from llama2_pl.rlhf.stages import (
+    Stage,
+    clear,
+    depending,
+    holding,
+    index_of,
+    refuse_changes,
+    run_stages,
+    up_to,
+)
 
 
 def rlhf(
@@ -82,13 +89,17 @@ def rlhf(
     if redo is not None:
         index_of(everything, redo, "--redo")  # a name that is none is told before anything is done
     prepare(start)
+    configs_of_run = config_texts(loop)
     with holding(loop.out):
-        write_configs(loop)
         if redo is not None:
-            print(f"made again: {', '.join(forget(loop.out, everything, redo))}")
+            again = depending(everything, redo)
+            refuse_changes(loop.out, [stage for stage in stages if stage not in again], configs_of_run)
+            print(f"made again: {', '.join(stage.name for stage in again)}")
+            for stage in again:
+                clear(loop.out, stage)
         stages = without_ratings_to_come(loop, stages)
         take = partial(take_over, loop.out, others=[Path(other) for other in share or []])
-        run_stages(loop.out, stages, execute, refuse=True, take_over=take)
+        run_stages(loop.out, stages, execute, refuse=True, take_over=take, configs=configs_of_run)
 
 
 def prepare(start: Start | None) -> None:
@@ -142,21 +153,17 @@ def packaged(loop: Loop) -> set[str]:
     return {entry for entries in loop.configs.values() for entry in entries if not Path(entry).exists()}
 
 
-def write_configs(loop: Loop) -> None:
-    """Copy the packaged configs in use into the run, and write the paths of each version."""
+def config_texts(loop: Loop) -> dict[Path, str]:
+    """The configs that stand in the run, by path: copies of the packaged ones in use, and each version's own."""
     root = configs_folder("rlhf").parent
-    for entry in packaged(loop):
-        _copy(root / entry, loop.out / "configs" / entry)
+    copies = {loop.out / "configs" / entry: root / entry for entry in packaged(loop)}
     for path in (root / "backbone").glob("*.yaml"):  # which size/*.yaml name
-        _copy(path, loop.out / "configs/backbone" / path.name)
+        copies[loop.out / "configs/backbone" / path.name] = path
+    texts = {target: source.read_text(encoding="utf-8") for target, source in copies.items()}
     for version in range(1, loop.versions + 1):
-        texts = filled_configs(root / "rlhf/stages", variables(loop, version))
-        write_texts(texts, Path(loop.at(version, "configs")))
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+        folder = Path(loop.at(version, "configs"))
+        texts |= filled_configs(root / "rlhf/stages", variables(loop, version), folder)
+    return texts
 
 
 def variables(loop: Loop, version: int) -> dict[str, str]:

@@ -73,18 +73,9 @@ def _fill(path: Path, variables: dict[str, str]) -> str:
         raise ValueError(f"{path}: ${error.args[0]} is not set; it needs --{error.args[0].lower()}") from None
 
 
-def filled_configs(source: Path, variables: dict[str, str]) -> dict[str, str]:
-    """The text of each YAML of a recipe's folder, by its name, with its variables filled in."""
-    return {path.name: _fill(path, variables) for path in sorted(source.glob("*.yaml"))}
-
-
-def write_texts(texts: dict[str, str], target: Path) -> None:
-    """Write filled-in configs; unchanged files keep their time."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        out = target / name
-        if not out.exists() or out.read_text(encoding="utf-8") != text:
-            out.write_text(text, encoding="utf-8")
+def filled_configs(source: Path, variables: dict[str, str], target: Path) -> dict[Path, str]:
+    """The text of each YAML of a recipe's folder with its variables filled in, by its path in the target folder."""
+    return {target / path.name: _fill(path, variables) for path in sorted(source.glob("*.yaml"))}
 
 
 def execute(args: list[str]) -> None:
@@ -145,14 +136,13 @@ def recipe(
     stages = up_to(_with_extra(read_recipe(path, variables), extra or []), until)
     refuse_secret_options(stages)
     refuse_wide_outputs(run, stages)
-    configs = filled_configs(path.parent, variables)
+    configs = filled_configs(path.parent, variables, run / "configs")
     started = time.monotonic()
     with holding(run):
         if fresh and run.exists():
             for left in run.iterdir():  # and not the folder: it may be the working directory, or a link
                 remove(left)
-        write_texts(configs, run / "configs")
-        run_stages(run, stages, execute)
+        run_stages(run, stages, execute, configs=configs)
     print(f"all {len(stages)} stages stand in {run} ({(time.monotonic() - started) / 60:.1f} min this time)")
 
 

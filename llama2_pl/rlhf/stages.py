@@ -15,14 +15,16 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama2_pl import __version__
-from llama2_pl.files import Busy, lock, write_json
+from llama2_pl.files import Busy, lock, write_json, write_text
 from llama2_pl.rlhf.ledger import spent
+
+Texts = Mapping[Path, str]  # configs that are still to be written, by where they will stand
 
 
 class Stage(NamedTuple):
@@ -63,23 +65,38 @@ def fingerprint(path: str | Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
         return digest.hexdigest()
-    return _digest(_listing(path)) if path.is_dir() else ""
+    return _digest(_listing(path, {})) if path.is_dir() else ""
 
 
-def _listing(folder: Path) -> dict[str, str]:
-    """The hash of each file below a folder."""
-    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    return {name: fingerprint(folder / name) for name in names}
+def _listing(folder: Path, coming: Texts) -> dict[str, str]:
+    """The hash of each file that is, or is to come, below a folder."""
+    found = {path: fingerprint(path) for path in folder.rglob("*") if path.is_file()}
+    found |= {path: _sha(text) for path, text in coming.items() if folder in path.parents}
+    return dict(sorted((str(path.relative_to(folder)), sha) for path, sha in found.items()))
 
 
 def _digest(listing: dict[str, str]) -> str:
-    return hashlib.sha256("\n".join(f"{name} {sha}" for name, sha in listing.items()).encode()).hexdigest()
+    return _sha("\n".join(f"{name} {sha}" for name, sha in listing.items()))
 
 
-def _hashes(paths: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hashes(paths: Sequence[str], coming: Texts) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     """The hash of each path, and the hash of each file of those that are folders."""
-    listings = {name: _listing(Path(name)) for name in paths if Path(name).is_dir()}
-    return {n: _digest(listings[n]) if n in listings else fingerprint(n) for n in paths}, listings
+    listings = {
+        name: _listing(Path(name), coming)
+        for name in paths
+        if Path(name).is_dir() or any(Path(name) in path.parents for path in coming)
+    }
+
+    def digest(name: str) -> str:
+        if name in listings:
+            return _digest(listings[name])
+        return _sha(coming[Path(name)]) if Path(name) in coming else fingerprint(name)
+
+    return {name: digest(name) for name in paths}, listings
 
 
 def manifest_path(run: Path, stage: Stage) -> Path:
@@ -91,8 +108,11 @@ def started_path(run: Path, stage: Stage) -> Path:
     return manifest_path(run, stage).with_suffix(".started")
 
 
-def record_of(stage: Stage, **paths: Sequence[str]) -> dict[str, Any]:
-    """The stage as it would be done now: command, and hashes under the given keys ("inputs", "outputs")."""
+def record_of(stage: Stage, coming: Texts | None = None, **paths: Sequence[str]) -> dict[str, Any]:
+    """The stage as it would be done now: command, and hashes under the given keys ("inputs", "outputs").
+
+    The configs that are still to come count as if they were written.
+    """
     record: dict[str, Any] = {
         "stage": stage.name,
         "version": __version__,
@@ -101,12 +121,12 @@ def record_of(stage: Stage, **paths: Sequence[str]) -> dict[str, Any]:
         "files": {},
     }
     for key, names in paths.items():
-        record[key], listings = _hashes(names)
+        record[key], listings = _hashes(names, coming or {})
         record["files"] |= listings
     return record
 
 
-def changes(run: Path, stage: Stage) -> list[str]:
+def changes(run: Path, stage: Stage, coming: Texts | None = None) -> list[str]:
     """What differs from when the stage was done, or begun, in words; nothing where it was neither."""
     for path, keys in (
         (manifest_path(run, stage), ("inputs", "outputs")),
@@ -114,7 +134,7 @@ def changes(run: Path, stage: Stage) -> list[str]:
     ):
         if path.exists():
             then = json.loads(path.read_text(encoding="utf-8"))
-            now = record_of(stage, **{key: getattr(stage, key) for key in keys})
+            now = record_of(stage, coming, **{key: getattr(stage, key) for key in keys})
             return _differences(then, now, keys)
     return []
 
@@ -134,15 +154,16 @@ def _differences(then: dict[str, Any], now: dict[str, Any], keys: Sequence[str])
         for name in sorted({*old, *new}):
             if old.get(name) != new.get(name):
                 files = (record.get("files", {}).get(name, {}) for record in (then, now))
-                found.append(f"{key[:-1]} {_changed_file(name, *files)}")
+                found.append(f"{key[:-1]} {_changed_file(name, new.get(name), *files)}")
     return found
 
 
-def _changed_file(path: str, then: dict[str, str], now: dict[str, str]) -> str:
+def _changed_file(path: str, sha: str | None, then: dict[str, str], now: dict[str, str]) -> str:
     """The path, or the first file below it, that is not what it was."""
     name = next((n for n in sorted({*then, *now}) if then.get(n) != now.get(n)), None)
-    path = path if name is None else str(Path(path) / name)
-    return f"{path} changed" if Path(path).exists() else f"{path} is gone"
+    if name is not None:
+        path, sha = str(Path(path) / name), now.get(name)
+    return f"{path} changed" if sha or Path(path).exists() else f"{path} is gone"
 
 
 def is_done(run: Path, stage: Stage) -> bool:
@@ -171,16 +192,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def forget(run: Path, stages: Sequence[Stage], name: str) -> list[str]:
-    """Clear a stage and every later one that reads what it makes; their names."""
-    forgotten, gone = [], []
+def depending(stages: Sequence[Stage], name: str) -> list[Stage]:
+    """A stage and every later one that reads what it makes."""
+    found: list[Stage] = []
     for stage in stages[index_of(stages, name, "--redo") :]:
-        if stage.name != name and not any(_overlap(i, path) for i in stage.inputs for path in gone):
-            continue
-        clear(run, stage)
-        gone += stage.outputs
-        forgotten.append(stage.name)
-    return forgotten
+        made = [path for earlier in found for path in earlier.outputs]
+        if not found or any(_overlap(i, path) for i in stage.inputs for path in made):
+            found.append(stage)
+    return found
 
 
 def _overlap(one: str, other: str) -> bool:
@@ -255,6 +274,7 @@ def run_stages(
     say: Callable[[str], None] = print,
     refuse: bool = False,
     take_over: Callable[[Stage], object] | None = None,
+    configs: Texts | None = None,
 ) -> dict[str, float]:
     """Run the stages in order, skipping what is done; seconds by stage (0 for a skipped one). Call it inside `holding`.
 
@@ -264,21 +284,28 @@ def run_stages(
         say: where progress lines go.
         refuse: raise where a stage was done, or begun, with something else; False: clear it and make it again.
         take_over: is asked before a stage is run, and may put what another run made in its place.
+        configs: what the stages read of the run's own; written before the first of them is run, and not before one is
+            refused.
     """
-    run = Path(run)
+    run, coming = Path(run), configs or {}
     seconds, pace = {}, None
     left = sum(stage.share for stage in stages)
     for number, stage in enumerate(stages, 1):
         title = f"[{number}/{len(stages)}] {stage.name}"
-        taken = take_over(stage) if take_over else None
-        if is_done(run, stage) and not stage.always:
+        found, taken = changes(run, stage, coming), None
+        done = manifest_path(run, stage).exists() and not (found or stage.always)
+        if found:
+            _settle(run, stage, found, refuse)
+            say(f"{title}: {'; '.join(found)}; made again from its start")
+        if not done:
+            write_texts(coming)
+            coming = {}
+            taken = take_over(stage) if take_over and not stage.always else None
+        if done or taken:
             say(f"{title}: {f'taken over from {taken}' if taken else 'done before, skipped'}")
             seconds[stage.name] = 0.0
             left -= stage.share
             continue
-        if found := changes(run, stage):
-            _settle(run, stage, found, refuse)
-            say(f"{title}: {'; '.join(found)}; made again from its start")
         eta = f" · about {_minutes(left * pace)} left" if pace else ""
         say(f"{title}: {stage.about}{eta}\n    $ {stage.shell}")
         seconds[stage.name] = run_stage(run, stage, execute)
@@ -287,6 +314,22 @@ def run_stages(
         pace = sum(seconds[s.name] for s in ran) / max(sum(s.share for s in ran), 1e-9)
         say(f"    {stage.name} took {seconds[stage.name]:.0f} s")
     return seconds
+
+
+def write_texts(texts: Texts) -> None:
+    """Write filled-in configs; unchanged files keep their time."""
+    for path, text in texts.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_text(path, text)
+
+
+def refuse_changes(run: Path, stages: Sequence[Stage], configs: Texts) -> None:
+    """Refuse what `run_stages` would, as far as it is known before the first stage that is still to be run."""
+    for stage in stages:
+        if found := changes(run, stage, configs):
+            _settle(run, stage, found, refuse=True)
+        elif not manifest_path(run, stage).exists():
+            return
 
 
 def refuse_wide_outputs(run: Path, stages: Sequence[Stage]) -> None:

@@ -53,13 +53,13 @@ def study(
     for arm, overrides in arms.items():
         for seed in seeds:
             run = Path(out) / arm / f"seed{seed}"
-            # JSON is YAML
-            write_json(run / "rlhf.yaml", merged(base, {**(overrides or {}), "seed": seed}))
+            config = merged(base, {**(overrides or {}), "seed": seed})
             print(f"{arm}, seed {seed}: {run}")
             share = json.dumps(
                 [str(Path(out) / earlier / f"seed{seed}") for earlier in found if earlier != arm]
             )
-            execute(["rlhf", f"--config={run / 'rlhf.yaml'}", f"--out={run}", f"--share={share}"])
+            execute(["rlhf", f"--config={json.dumps(config)}", f"--out={run}", f"--share={share}"])
+            write_json(run / "rlhf.yaml", config)  # JSON is YAML; not before: a run may be refused
             found.setdefault(arm, []).append(measured(run))
     rows, differences = rows_of(found), differences_of(found, against or {})
     about = {"seeds": list(seeds), "arms": arms, "against": against}

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from llama2_pl.commands.registry import parse_tool
-from llama2_pl.rlhf.driver import check, filled, rlhf, without_ratings_to_come, write_configs
+from llama2_pl.rlhf.driver import check, config_texts, filled, rlhf, without_ratings_to_come
 from llama2_pl.rlhf.plan import plan
 from llama2_pl.rlhf.settings import Every, Files, Loop, Ratings, Sampling
-from llama2_pl.rlhf.stages import Stage
+from llama2_pl.rlhf.stages import Stage, write_texts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PLAIN = ("reward_helpfulness", "reward_safety", "best_of_k", "fine_tune", "ppo")
@@ -151,11 +151,12 @@ def packaged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
     """What a packaged config plans, with its configs written; the start is an empty folder with one prompt."""
     found: list = []
     monkeypatch.setattr(
-        "llama2_pl.rlhf.driver.run_stages", lambda run, stages, *_, **__: found.append(stages)
+        "llama2_pl.rlhf.driver.run_stages",
+        lambda run, stages, *_, configs, **__: (write_texts(configs), found.append(stages)),
     )
     monkeypatch.setattr("llama2_pl.rlhf.driver.recipe", lambda *_, **__: None)
     monkeypatch.setattr(
-        "llama2_pl.rlhf.driver.write_configs", lambda loop: (found.append(loop), write_configs(loop))
+        "llama2_pl.rlhf.driver.config_texts", lambda loop: found.append(loop) or config_texts(loop)
     )
     (tmp_path / "data/prompts").mkdir(parents=True)
     row = {"prompt": "Is it?", "task": {"kind": "safety", "answers": ["No."]}}
@@ -194,6 +195,6 @@ def test_every_stage_of_a_packaged_config_parses(
 def test_people_who_rate_need_no_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, _ = packaged("small", tmp_path, monkeypatch)
     Path(loop.files.prompts).write_text('{"prompt": "Is it?"}\n')
-    write_configs(loop)
+    write_texts(config_texts(loop))
     doctor = yaml.safe_load((tmp_path / "run/v5/configs/ppo.yaml").read_text())["trainer"]["callbacks"][-1]
     assert doctor["init_args"]["gold"] is None

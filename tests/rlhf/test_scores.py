@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from llama2_pl.commands.registry import parse_tool
 from llama2_pl.data.readers import PromptRow, read_prompts, write_jsonl
 from llama2_pl.data.sampling import is_held_out
 from llama2_pl.evaluation import judges as judges_module
@@ -235,8 +236,8 @@ def pretend_run(run: Path, gold: float, judge: str) -> None:
     """What a finished run leaves that a study reads."""
     row = {"version": "v0", "gold": {"mean": gold}, "reward": {"mean": 1.0}, "gap": None, "forgetting": 0.25}
     results = {"versions": [row], "reward_accuracy": {"helpfulness": {"overall": 0.7}}}
+    (run / "manifests").mkdir(parents=True)
     (run / "results.json").write_text(json.dumps(results))
-    (run / "manifests").mkdir()
     inputs = {f"{run}/v1/reward_safety/last.ckpt": judge, "other": "input"}
     (run / "manifests/compare.json").write_text(json.dumps({"inputs": inputs}))
     if "pool_all" in str(run):  # six looks, of which the last five count
@@ -254,7 +255,7 @@ def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
 
     def loop(args: list[str]) -> None:
         assert args[0] == "rlhf"
-        config = yaml.safe_load(Path(args[1].partition("=")[2]).read_text())
+        config = json.loads(args[1].partition("=")[2])
         shares.append(args[3].partition("=")[2])
         ran.append(config)
         gold = {"pool_all": 0.8, "pool_previous": 0.6}[Path(args[2]).parent.name] + config["seed"] / 10
@@ -296,6 +297,22 @@ def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
     assert "| pool_all | v0 | 0.950 [0.315, 1.585] |" in text and "| pool_previous | v0 | 0.7" in text
     with pytest.raises(ValueError, match="against: no arm 'beta'; the arms are pool_all, pool_previous"):
         study(str(tmp_path / "study"), "rlhf/small.yaml", arms, [1, 2], {"beta": "pool_all"})
+
+
+def test_an_arm_that_is_refused_keeps_the_config_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loop(args: list[str]) -> None:
+        config = parse_tool("rlhf", args[1:])
+        if config["versions"] != 1:
+            raise ValueError("refused")
+        pretend_run(Path(config["out"]), 0.5, "same")
+
+    monkeypatch.setattr(study_module, "execute", loop)
+    study(str(tmp_path), "rlhf/small.yaml", {"one": {"versions": 1}}, [1])
+    with pytest.raises(ValueError, match="refused"):
+        study(str(tmp_path), "rlhf/small.yaml", {"one": {"versions": 2}}, [1])
+    assert json.loads((tmp_path / "one/seed1/rlhf.yaml").read_text())["versions"] == 1
 
 
 def test_an_arm_may_end_with_its_reward_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
