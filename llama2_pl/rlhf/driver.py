@@ -23,17 +23,9 @@ from llama2_pl.rlhf.recipe import (
     refuse_secret_options,
 )
 from llama2_pl.rlhf.reuse import take_over
+from llama2_pl.rlhf.runner import holding, refuse_changes, run_stages
 from llama2_pl.rlhf.settings import TRAINED, Every, Files, Loop, Ratings, Sampling, Start
-from llama2_pl.rlhf.stages import (
-    Stage,
-    clear,
-    depending,
-    holding,
-    index_of,
-    refuse_changes,
-    run_stages,
-    up_to,
-)
+from llama2_pl.rlhf.stages import Stage, clear, depending, index_of, up_to
 
 
 def rlhf(

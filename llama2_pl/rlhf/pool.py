@@ -16,7 +16,8 @@ from llama2_pl.data.readers import PromptRow, write_jsonl
 from llama2_pl.data.readers.dialogues import messages_from_json
 from llama2_pl.evaluation.judges import Judges
 from llama2_pl.files import write_json
-from llama2_pl.modules.rejection_sampling import may_be_taken, read_rows
+from llama2_pl.modules.answer_files import read_rows
+from llama2_pl.modules.rejection_sampling import may_be_taken
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.rlhf.scores import load_judges

@@ -17,15 +17,8 @@ from typing import Any
 
 import yaml
 
-from llama2_pl.rlhf.stages import (
-    Stage,
-    holding,
-    manifest_path,
-    refuse_wide_outputs,
-    remove,
-    run_stages,
-    up_to,
-)
+from llama2_pl.rlhf.runner import holding, run_stages
+from llama2_pl.rlhf.stages import Stage, manifest_path, refuse_wide_outputs, remove, up_to
 
 KEYS = {"name", "about", "command", "inputs", "outputs", "share", "always"}
 

@@ -15,8 +15,9 @@ from llama2_pl.evaluation.judges import Judges
 from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.files import write_json
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
-from llama2_pl.rlhf.evaluate import best_of_n, few, prompts_that_fit, reward_models, sample_dialogues
+from llama2_pl.rlhf.evaluate import best_of_n, few, prompts_that_fit, sample_dialogues
 from llama2_pl.rlhf.hardware import HARDWARE, Hardware
+from llama2_pl.rlhf.judges import reward_models
 from llama2_pl.rlhf.reuse import link
 from llama2_pl.rlhf.scores import (
     Heard,

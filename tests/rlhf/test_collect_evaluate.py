@@ -24,8 +24,9 @@ from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.report.build import build_report
 from llama2_pl.rlhf import collect
 from llama2_pl.rlhf.collect import collect_preferences
-from llama2_pl.rlhf.evaluate import evaluate, pairs_that_fit, prompts_that_fit, score_preferences
+from llama2_pl.rlhf.evaluate import evaluate, prompts_that_fit
 from llama2_pl.rlhf.hardware import Hardware
+from llama2_pl.rlhf.judges import pairs_that_fit, score_preferences
 from llama2_pl.rlhf.pool import Entry, rescored
 from llama2_pl.rlhf.versions import compare_versions
 from llama2_pl.text.chat import Dialog, encode_prompt

@@ -12,8 +12,9 @@ import yaml
 from llama2_pl.commands.registry import parse_tool
 from llama2_pl.rlhf.driver import check, config_texts, filled, rlhf, without_ratings_to_come
 from llama2_pl.rlhf.plan import plan
+from llama2_pl.rlhf.runner import write_texts
 from llama2_pl.rlhf.settings import Every, Files, Loop, Ratings, Sampling
-from llama2_pl.rlhf.stages import Stage, write_texts
+from llama2_pl.rlhf.stages import Stage
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PLAIN = ("reward_helpfulness", "reward_safety", "best_of_k", "fine_tune", "ppo")

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from llama2_pl.rlhf.stages import Stage, clear, depending, fingerprint, refuse_wide_outputs, run_stages
+from llama2_pl.rlhf.runner import run_stages
+from llama2_pl.rlhf.stages import Stage, clear, depending, fingerprint, refuse_wide_outputs
 
 
 def recipe(tmp_path, command_b="b"):
