@@ -70,9 +70,8 @@ def collect_preferences(
     }
     for one, two in sides:
         for index, (row, a, b) in enumerate(zip(rows, one.answers, two.answers, strict=True)):
-            assert row.task is not None  # required
-            pair = rate(row.task, a, b, judgement, noise)
-            if pair is None:  # the same answer twice, or the bin that the paper excludes
+            pair = row.task and rate(row.task, a, b, judgement, noise)
+            if not pair:  # the same answer twice, or the bin that the paper excludes
                 continue
             kind, split = "safety" if row.is_safety else "helpful", "val" if index >= held_out else "train"
             record = {"prompt": messages_to_json(row.prompt), **pair, "is_safety": row.is_safety}

@@ -23,9 +23,9 @@ from llama2_pl.rlhf.recipe import (
     refuse_secret_options,
 )
 from llama2_pl.rlhf.reuse import take_over
-from llama2_pl.rlhf.runner import holding, refuse_changes, run_stages
+from llama2_pl.rlhf.runner import holding, make_again, run_stages
 from llama2_pl.rlhf.settings import TRAINED, Every, Files, Loop, Ratings, Sampling, Start
-from llama2_pl.rlhf.stages import Stage, clear, depending, index_of, up_to
+from llama2_pl.rlhf.stages import Stage, depending, index_of, up_to
 
 
 def rlhf(
@@ -78,20 +78,15 @@ def rlhf(
     everything = plan(loop)
     refuse_secret_options(everything)
     stages = up_to(everything, until)
-    if redo is not None:
-        index_of(everything, redo, "--redo")  # a name that is none is told before anything is done
+    again = [] if redo is None else depending(everything, redo)
     prepare(start)
-    configs_of_run = config_texts(loop)
+    texts = config_texts(loop)
     with holding(loop.out):
-        if redo is not None:
-            again = depending(everything, redo)
-            refuse_changes(loop.out, [stage for stage in stages if stage not in again], configs_of_run)
-            print(f"made again: {', '.join(stage.name for stage in again)}")
-            for stage in again:
-                clear(loop.out, stage)
+        if again:
+            make_again(loop.out, again, [stage for stage in stages if stage not in again], texts)
         stages = without_ratings_to_come(loop, stages)
         take = partial(take_over, loop.out, others=[Path(other) for other in share or []])
-        run_stages(loop.out, stages, execute, refuse=True, take_over=take, configs=configs_of_run)
+        run_stages(loop.out, stages, execute, refuse=True, take_over=take, configs=texts)
 
 
 def prepare(start: Start | None) -> None:

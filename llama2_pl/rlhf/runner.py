@@ -86,13 +86,19 @@ def write_texts(texts: Texts) -> None:
             write_text(path, text)
 
 
-def refuse_changes(run: Path, stages: Sequence[Stage], configs: Texts) -> None:
-    """Refuse what `run_stages` would, as far as it is known before the first stage that is still to be run."""
-    for stage in stages:
+def make_again(run: Path, again: Sequence[Stage], others: Sequence[Stage], configs: Texts) -> None:
+    """Clear stages that are to be made again, and say which, unless `run_stages` would refuse one of the others.
+
+    ValueError then. Of those after a stage that is still to be run it is not known yet.
+    """
+    for stage in others:
         if found := changes(run, stage, configs):
             _settle(run, stage, found, refuse=True)
         elif not manifest_path(run, stage).exists():
-            return
+            break
+    print(f"made again: {', '.join(stage.name for stage in again)}")
+    for stage in again:
+        clear(run, stage)
 
 
 def _settle(run: Path, stage: Stage, found: list[str], refuse: bool) -> None:
