@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.data.default.oracle import NOISE, rate
 from llama2_pl.data.readers import PromptRow, read_prompts, write_jsonl
 from llama2_pl.data.readers.dialogues import messages_to_json
 from llama2_pl.evaluation.answers import answer
 from llama2_pl.model.heads import LanguageModel
-from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.text.chat import Dialog
 from llama2_pl.text.tags import strip_control_tags
 from llama2_pl.text.tokenizer import Tokenizer

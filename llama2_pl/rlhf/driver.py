@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.data.readers import read_prompts
 from llama2_pl.rlhf.plan import fine_tune_init, plan
 from llama2_pl.rlhf.recipe import (
@@ -19,6 +20,7 @@ from llama2_pl.rlhf.recipe import (
     execute,
     filled_configs,
     is_made,
+    on_hardware,
     recipe,
     refuse_secret_options,
 )
@@ -46,6 +48,7 @@ def rlhf(
     until: str | None = None,
     redo: str | None = None,
     share: list[str] | None = None,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """Run versions 1 to N; what is done is skipped, what no longer matches is refused, a killed stage goes on.
 
@@ -69,21 +72,21 @@ def rlhf(
         until: name of the last stage to run, for example v2/pool.
         redo: name of a stage to make again, with all that depends on it.
         share: folders of other runs; what one of them made with the same command and inputs is linked from there.
+        hardware: device and precision of all that is no training; training's are Trainer options in `options`.
     """
-    folder = None if start is None else start.folder
     over = None if teacher is None else Path(teacher)
-    parts = (Path(out), filled(files, folder), configs, options or {}, ratings, sampling, every)
+    files = filled(files, start and start.folder)
+    parts = (Path(out), files, configs, options or {}, ratings, sampling, every)
     loop = Loop(*parts, versions, ppo_from, fine_tune_from, over, answers_per_prompt, seed)
     check(loop)
-    everything = plan(loop)
+    everything = on_hardware(plan(loop), hardware)
     refuse_secret_options(everything)
     stages = up_to(everything, until)
     again = [] if redo is None else depending(everything, redo)
     prepare(start)
     texts = config_texts(loop)
     with holding(loop.out):
-        if again:
-            make_again(loop.out, again, [stage for stage in stages if stage not in again], texts)
+        make_again(loop.out, again, [stage for stage in stages if stage not in again], texts)
         stages = without_ratings_to_come(loop, stages)
         take = partial(take_over, loop.out, others=[Path(other) for other in share or []])
         run_stages(loop.out, stages, execute, refuse=True, take_over=take, configs=texts)

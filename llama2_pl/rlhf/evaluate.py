@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.data.default.oracle import NOISE
 from llama2_pl.data.readers import PromptRow, read_prompts
 from llama2_pl.evaluation.agreement import annotator_agreement
@@ -22,7 +23,6 @@ from llama2_pl.model.heads import LanguageModel
 from llama2_pl.modules.rejection_sampling import may_be_taken
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.gatt import ghost_attention, kept_by_turn
-from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.rlhf.judges import reward_models
 from llama2_pl.rlhf.scores import Speaker, gold_scores, judged, listen, load_judges
 from llama2_pl.text.tokenizer import Tokenizer

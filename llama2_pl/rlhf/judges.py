@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.data.readers import PreferenceRow, read_preferences
 from llama2_pl.evaluation.intervals import wilson
 from llama2_pl.evaluation.judges import Judges, dialogue_ids, refuse_no_number
@@ -27,7 +28,6 @@ from llama2_pl.evaluation.reward import (
 from llama2_pl.evaluation.scoring import score_responses
 from llama2_pl.files import write_json
 from llama2_pl.model.heads import ScalarModel
-from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.rlhf.scores import load_judges
 from llama2_pl.text.tokenizer import Tokenizer
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.data.readers import PromptRow, write_jsonl
 from llama2_pl.data.readers.dialogues import messages_from_json
 from llama2_pl.evaluation.judges import Judges
@@ -19,7 +20,6 @@ from llama2_pl.files import write_json
 from llama2_pl.modules.answer_files import read_rows
 from llama2_pl.modules.rejection_sampling import may_be_taken
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
-from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.rlhf.scores import load_judges
 from llama2_pl.rlhf.stages import fingerprint
 from llama2_pl.text.tags import strip_control_tags

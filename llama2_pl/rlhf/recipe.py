@@ -7,6 +7,7 @@ written to `<run>/configs`: the run keeps what made it, and every command can be
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sysconfig
 import time
@@ -17,9 +18,14 @@ from typing import Any
 
 import yaml
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.rlhf.runner import holding, run_stages
 from llama2_pl.rlhf.stages import Stage, manifest_path, refuse_wide_outputs, remove, up_to
 
+WITH_HARDWARE = {
+    *("collect", "evaluate", "gatt", "gatt study", "rlhf", "rlhf study"),
+    *(f"rlhf {name}" for name in ("judges", "temperature", "pool", "choose", "compare")),
+}
 KEYS = {"name", "about", "command", "inputs", "outputs", "share", "always"}
 
 
@@ -112,6 +118,7 @@ def recipe(
     until: str | None = None,
     fresh: bool = False,
     seed: int = 1,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """Run a recipe; finished stages are skipped, an interrupted one goes on.
 
@@ -123,10 +130,12 @@ def recipe(
         until: name of the last stage to run.
         fresh: remove all that is in the run's folder first.
         seed: what $SEED stands for.
+        hardware: device and precision of the commands that are no training; training's are Trainer options in `extra`.
     """
     path, run = recipe_file(recipe), Path(out)
     variables = variables_of(run, data, seed)
-    stages = up_to(_with_extra(read_recipe(path, variables), extra or []), until)
+    stages = on_hardware(_with_extra(read_recipe(path, variables), extra or []), hardware)
+    stages = up_to(stages, until)
     refuse_secret_options(stages)
     refuse_wide_outputs(run, stages)
     configs = filled_configs(path.parent, variables, run / "configs")
@@ -170,8 +179,22 @@ def _with_extra(stages: list[Stage], extra: list[str]) -> list[Stage]:
     ]
 
 
+def on_hardware(stages: Sequence[Stage], hardware: Hardware) -> list[Stage]:
+    """The stages with the options of where models run, in the commands that take them."""
+
+    def words(stage: Stage) -> list[str]:
+        name = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), stage.command))
+        return hardware.words() if name in WITH_HARDWARE else []
+
+    return [stage._replace(command=(*stage.command, *words(stage))) for stage in stages]
+
+
 def demo(
-    out: str = "runs/demo", extra: list[str] | None = None, until: str | None = None, fresh: bool = False
+    out: str = "runs/demo",
+    extra: list[str] | None = None,
+    until: str | None = None,
+    fresh: bool = False,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """The whole recipe on the embedded data, about ten minutes on two cores; ends with <out>/report.html.
 
@@ -180,8 +203,9 @@ def demo(
         extra: options added to every `fit` and `predict` command.
         until: name of the last stage to run.
         fresh: start over.
+        hardware: device and precision of the other commands.
     """
-    recipe("demo", out, extra=extra, until=until, fresh=fresh)
+    recipe("demo", out, extra=extra, until=until, fresh=fresh, hardware=hardware)
     print(f"report: {out}/report.html")
     print(
         f"talk to it: llama2-pl chat --checkpoint {out}/ppo/best.ckpt --tokenizer {out}/tokenizer/tokenizer.model"

@@ -91,6 +91,8 @@ def make_again(run: Path, again: Sequence[Stage], others: Sequence[Stage], confi
 
     ValueError then. Of those after a stage that is still to be run it is not known yet.
     """
+    if not again:
+        return
     for stage in others:
         if found := changes(run, stage, configs):
             _settle(run, stage, found, refuse=True)

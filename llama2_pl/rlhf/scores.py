@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.checkpoints.ours import load_reward_model
 from llama2_pl.data.default.oracle import gold_score
 from llama2_pl.data.readers import PromptRow
@@ -17,7 +18,6 @@ from llama2_pl.evaluation.judges import Judges
 from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
-from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.text.tokenizer import Tokenizer
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.data.dialogues import opening
 from llama2_pl.data.readers import PromptRow, prompt_to_row, read_prompts, write_jsonl
 from llama2_pl.data.sampling import is_held_out
@@ -16,7 +17,6 @@ from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.files import write_json
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.evaluate import best_of_n, few, prompts_that_fit, sample_dialogues
-from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.rlhf.judges import reward_models
 from llama2_pl.rlhf.reuse import link
 from llama2_pl.rlhf.scores import (

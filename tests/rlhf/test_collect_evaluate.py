@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from llama2_pl.checkpoints.hardware import Hardware
 from llama2_pl.data.default import write, write_default_data
 from llama2_pl.data.default.oracle import judge, rating_of
 from llama2_pl.data.readers import PromptRow, read_preferences
@@ -25,7 +26,6 @@ from llama2_pl.report.build import build_report
 from llama2_pl.rlhf import collect
 from llama2_pl.rlhf.collect import collect_preferences
 from llama2_pl.rlhf.evaluate import evaluate, prompts_that_fit
-from llama2_pl.rlhf.hardware import Hardware
 from llama2_pl.rlhf.judges import pairs_that_fit, score_preferences
 from llama2_pl.rlhf.pool import Entry, rescored
 from llama2_pl.rlhf.versions import compare_versions

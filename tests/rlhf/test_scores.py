@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from llama2_pl.checkpoints.hardware import Hardware
 from llama2_pl.commands.registry import parse_tool
 from llama2_pl.data.readers import PromptRow, read_prompts, write_jsonl
 from llama2_pl.data.sampling import is_held_out
@@ -304,15 +305,19 @@ def test_an_arm_that_is_refused_keeps_the_config_of_its_run(
 ) -> None:
     def loop(args: list[str]) -> None:
         config = parse_tool("rlhf", args[1:])
+        assert config["hardware"] == Hardware("cuda:1")
         if config["versions"] != 1:
             raise ValueError("refused")
         pretend_run(Path(config["out"]), 0.5, "same")
 
     monkeypatch.setattr(study_module, "execute", loop)
-    study(str(tmp_path), "rlhf/small.yaml", {"one": {"versions": 1}}, [1])
+    study(str(tmp_path), "rlhf/small.yaml", {"one": {"versions": 1}}, [1], hardware=Hardware("cuda:1"))
     with pytest.raises(ValueError, match="refused"):
-        study(str(tmp_path), "rlhf/small.yaml", {"one": {"versions": 2}}, [1])
-    assert json.loads((tmp_path / "one/seed1/rlhf.yaml").read_text())["versions"] == 1
+        study(str(tmp_path), "rlhf/small.yaml", {"one": {"versions": 2}}, [1], hardware=Hardware("cuda:1"))
+    left = json.loads((tmp_path / "one/seed1/rlhf.yaml").read_text())
+    assert (
+        left["versions"] == 1 and left["hardware"]["device"] == "cuda:1"
+    )  # the run goes on by its config alone
 
 
 def test_an_arm_may_end_with_its_reward_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
