@@ -121,13 +121,11 @@ def reward_numbers(
 
 def branch_numbers(scored: Any, is_safety: Tensor, threshold: float) -> Numbers:
     """Share of the answers that each branch of the piecewise reward scored (Llama 2 §3.2.3), and of wrong branches."""
-    if scored.safety.isnan().all():  # helpfulness alone
-        wrong = ~torch.isclose(scored.scores, combined_reward(
-            torch.full_like(scored.scores, torch.inf), scored.helpfulness, torch.zeros_like(is_safety)
-        ).scores)  # fmt: skip
-        return {"branch_errors": wrong.float().mean().item()}
-    expected = combined_reward(scored.safety, scored.helpfulness, is_safety, threshold)
+    alone = scored.safety.isnan().all()  # helpfulness
+    expected = combined_reward(None if alone else scored.safety, scored.helpfulness, is_safety, threshold)
     wrong = ~torch.isclose(scored.scores, expected.scores, atol=1e-4)
+    if alone:
+        return {"branch_errors": wrong.float().mean().item()}
     unsafe = expected.from_safety & ~is_safety
     numbers = {
         "branch_errors": wrong.float().mean().item(),

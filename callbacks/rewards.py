@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from llama2_pl.checkpoints.ours import load_reward_model
 from llama2_pl.data.default.oracle import gold_score
-from llama2_pl.data.readers.prompts import PromptRow
-from llama2_pl.evaluation.scoring import score_answers
+from llama2_pl.data.readers import PromptRow, read_prompts
+from llama2_pl.evaluation.judges import Judges
 from llama2_pl.model.heads import ScalarModel
-from llama2_pl.objectives.reward import SAFETY_THRESHOLD, combined_reward
-from llama2_pl.text.chat import Dialog, encode_dialog
+from llama2_pl.objectives.reward import SAFETY_THRESHOLD
+from llama2_pl.text.chat import Dialog
 from llama2_pl.text.tokenizer import Tokenizer
 
 Reward = Callable[[Sequence[PromptRow], Sequence[str]], Sequence[float]]
@@ -39,26 +36,12 @@ class ModelReward:
         helpfulness: ScalarModel,
         safety: ScalarModel | None,
         tokenizer: Tokenizer,
-        max_batch: int = 64,
         safety_threshold: float = SAFETY_THRESHOLD,
     ) -> None:
-        self.helpfulness = helpfulness
-        self.safety = safety
-        self.tokenizer = tokenizer
-        self.max_batch = max_batch
-        self.safety_threshold = safety_threshold
+        self._judges = Judges(helpfulness, safety, tokenizer, safety_threshold)
 
     def __call__(self, prompts: Sequence[PromptRow], answers: Sequence[str]) -> list[float]:
-        ids = [
-            encode_dialog(row.prompt.then("assistant", text), self.tokenizer, tags="neutralise").tokens
-            for row, text in zip(prompts, answers, strict=True)
-        ]
-        helpfulness = score_answers(self.helpfulness, ids, max_batch=self.max_batch)
-        if self.safety is None:
-            return helpfulness.tolist()
-        is_safety = torch.tensor([row.is_safety for row in prompts])
-        safety = score_answers(self.safety, ids, max_batch=self.max_batch)
-        return combined_reward(safety, helpfulness, is_safety, self.safety_threshold).scores.tolist()
+        return self._judges.scores(prompts, answers)[2].tolist()
 
 
 class CheckpointReward(ModelReward):
@@ -85,7 +68,7 @@ class CheckpointReward(ModelReward):
             load_reward_model(helpfulness, device, words).eval(),
             None if safety is None else load_reward_model(safety, device, words).eval(),
             words,
-            safety_threshold=safety_threshold,
+            safety_threshold,
         )
 
 
@@ -99,14 +82,7 @@ class OracleReward:
     def __init__(self, prompts: str | list[str]) -> None:
         self._tasks: dict[Dialog, dict] = {}
         for path in [prompts] if isinstance(prompts, str) else prompts:
-            with open(path, encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    row = json.loads(line)
-                    if not row.get("task"):
-                        raise ValueError(
-                            f"{path}:{number}: no 'task': the oracle judges only prompts of the embedded data"
-                        )
-                    self._tasks[Dialog.of([(m["role"], m["content"]) for m in row["messages"]])] = row["task"]
+            self._tasks |= {row.prompt: row.task for row in read_prompts(path, tasks="required") if row.task}
 
     def __call__(self, prompts: Sequence[PromptRow], answers: Sequence[str]) -> list[float]:
         unknown = next((row for row in prompts if row.prompt not in self._tasks), None)
@@ -133,7 +109,7 @@ def find_reward(
         device = str(pl_module.device)
         return CheckpointReward(helpfulness_reward, str(tokenizer.path), safety_reward, device, threshold)
     if (own := getattr(pl_module, "rewards", None)) is not None:
-        return ModelReward(own.helpfulness, own.safety, tokenizer, safety_threshold=threshold)
+        return ModelReward(own.helpfulness, own.safety, tokenizer, threshold)
     return None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.chaos.compare import differing, read
 from llama2_pl.checkpoints.sharded import verified_folder
 from llama2_pl.checkpoints.verified import DamagedCheckpoint, VerifiedCheckpointIO
-from llama2_pl.modules.rejection_sampling import read_batch
+from llama2_pl.modules.answer_files import read_batch
 
 ANSWERS = ("newest", "one before", "refused", "lost", "loaded damaged", "not named")
 """What is loaded after the damage; "newest" where it hit the one before. The last three are failures."""

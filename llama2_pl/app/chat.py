@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from llama2_pl.checkpoints.ours import load_language_model
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.generation.sampler import generate, responses
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.text.chat import Dialog, encode_prompt, truncate_dialog
@@ -38,6 +38,7 @@ def chat(
     top_p: float = 0.9,
     max_new_tokens: int | None = None,
     seed: int | None = None,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """Talk to a checkpoint in the terminal; /quit or the end of the input ends it.
 
@@ -49,10 +50,10 @@ def chat(
         top_p: mass of the nucleus; 1 keeps every token.
         max_new_tokens: longest answer; a quarter of the model's context when not given.
         seed: makes the answers repeatable.
+        hardware: device and precision.
     """
     words = Tokenizer(tokenizer if tokenizer is not None else find_tokenizer(Path(checkpoint)))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_language_model(checkpoint, tokenizer=words).to(device).eval()
+    model = hardware.load(checkpoint, words)
     if words.vocab_size != model.config.vocab_size:
         raise ValueError(
             f"{words.path} has {words.vocab_size} pieces and {checkpoint} a vocabulary of {model.config.vocab_size}; "

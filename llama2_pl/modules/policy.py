@@ -109,21 +109,15 @@ class PolicyModule(BatchTypeModule):
 def score_rollout(
     rewards: RewardModels, rollout: Rollout, is_safety: Tensor, threshold: float, batch: int
 ) -> Scored:
-    """Score each row by both models, `batch` rows at a time, and combine. Llama 2 §3.2.3.
-
-    Without a safety model every answer counts as safe and the helpfulness score stands.
-    """
+    """Score each row by both models, `batch` rows at a time, and combine. Llama 2 §3.2.3."""
     passes = score_passes(rollout.tokens, rollout.lengths, batch, rollout.tokens.device)
     helpfulness = score_rows(rewards.helpfulness, rollout.tokens, rollout.lengths, passes)
-    if rewards.safety is None:
-        certain = torch.full_like(helpfulness, torch.inf)
-        combined = combined_reward(certain, helpfulness, torch.zeros_like(is_safety), threshold)
-        return Scored(
-            combined.scores, helpfulness, torch.full_like(helpfulness, torch.nan), combined.from_safety
-        )
-    safety = score_rows(rewards.safety, rollout.tokens, rollout.lengths, passes)
+    safety = None
+    if rewards.safety is not None:
+        safety = score_rows(rewards.safety, rollout.tokens, rollout.lengths, passes)
     combined = combined_reward(safety, helpfulness, is_safety, threshold)
-    return Scored(combined.scores, helpfulness, safety, combined.from_safety)
+    known = torch.full_like(helpfulness, torch.nan) if safety is None else safety
+    return Scored(combined.scores, helpfulness, known, combined.from_safety)
 
 
 def seeded(*numbers: int) -> torch.Generator:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,14 @@ from llama2_pl.generation.sampler import Rollout, generate, responses
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.model.parallel import is_sharded, largest_over_ranks, weights_fingerprint
+from llama2_pl.modules.answer_files import (
+    answered_prompts,
+    prompt_key,
+    read_rows,
+    rows_of_run,
+    run_key,
+    write_batch,
+)
 from llama2_pl.modules.base import plain_arguments
 from llama2_pl.modules.policy import PolicyModule, Scored, seeded
 from llama2_pl.text.tags import strip_control_tags
@@ -117,8 +123,7 @@ class RejectionSamplingModule(PolicyModule):
             # a file of the same name may hold prompts of another division into batches, or this index's old prompt
             index = set(batch.index.tolist())
             others = [row for row in rows_of_run(path, self._run_key) if row["index"] not in index]
-            content = {"run": self._run_key, "rows": [*(found[key] for key in keys), *others]}
-            write_text(path, json.dumps({**content, "sha256": _digest(content)}, ensure_ascii=False))
+            write_batch(path, self._run_key, [*(found[key] for key in keys), *others])
         return [found[key] for key in keys]
 
     def on_predict_epoch_end(self) -> None:
@@ -215,51 +220,6 @@ def may_be_taken(text: str, finished: bool) -> bool:
     return finished and bool(strip_control_tags(text).strip())
 
 
-def run_key(hyper_parameters: dict[str, Any], fingerprints: list[str]) -> str:
-    """Names what a batch file depends on: settings and weights, but not where the file lies or how it is cut."""
-    free = {"out", "scoring_batch", "generation_batch"}
-    settings = {key: value for key, value in hyper_parameters.items() if key not in free}
-    text = json.dumps([settings, fingerprints], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def prompt_key(index: int, prompt: list[int]) -> str:
-    """Names a prompt of the data in the files, by its place and its ids."""
-    return hashlib.sha256(json.dumps([index, prompt]).encode()).hexdigest()
-
-
-def answered_prompts(folder: Path, key: str) -> dict[str, Path]:
-    """Where in a folder each prompt that this very run has answered lies."""
-    paths = sorted(folder.glob("batch-*.json"))
-    return {row["prompt"]: path for path in paths for row in rows_of_run(path, key)}
-
-
-def rows_of_run(path: Path, key: str) -> list[dict[str, Any]]:
-    """The rows of a batch file, where there is one, it is of this very run, and whole; else none, and why is said."""
-    try:
-        content = read_batch(path) if path.exists() else {}
-    except ValueError as error:
-        warnings.warn(f"{error}; its prompts are answered again", stacklevel=2)
-        return []
-    return content["rows"] if content.get("run") == key else []
-
-
-def read_batch(path: Path) -> dict[str, Any]:
-    """A batch file; ValueError where it is not what was written. One without a hash is taken as it is."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        digest = content.pop("sha256", None)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged, no JSON object ({error})") from error
-    if digest is not None and digest != _digest(content):
-        raise ValueError(f"{path}: damaged, its content is not what its SHA-256 names")
-    return content
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def merge_winners(folder: str | list[str], out: str) -> int:
     """Write the best answer to each prompt as a dialogue to fine-tune on; how many there are.
 
@@ -277,35 +237,6 @@ def merge_winners(folder: str | list[str], out: str) -> int:
     without = len(dialogues) - len(winners)
     print(f"{out}: {len(winners)} winners; {without} prompts have no answer that ended by itself")
     return len(winners)
-
-
-def read_rows(folder: str) -> list[dict[str, Any]]:
-    """The rows of all batch files of a folder, which must be of one run; each prompt once, in order.
-
-    A run that went on with other batches (more devices, another batch size) leaves files of the old ones behind.
-    Their answers are the same, for they depend on nothing but the run and the prompt.
-    """
-    paths = sorted(Path(folder).glob("batch-*.json"))
-    if not paths:
-        raise ValueError(
-            f"{folder}: no batch-*.json in it; give the `out` folder of a RejectionSamplingModule"
-        )
-    contents = [read_batch(path) for path in paths]
-    for path, content in zip(paths, contents, strict=True):
-        if content["run"] != contents[0]["run"]:
-            raise ValueError(
-                f"{path}: of another run than {paths[0].name}; remove the folder and sample again"
-            )
-    by_index: dict[int, dict[str, Any]] = {}
-    for path, content in zip(paths, contents, strict=True):
-        for row in content["rows"]:
-            known = by_index.setdefault(row["index"], row)
-            if known["messages"] != row["messages"]:
-                raise ValueError(
-                    f"{path}: prompt {row['index']} is another one in an earlier file, for prompts and batches were "
-                    "changed between two runs; remove the folder and sample again"
-                )
-    return [by_index[index] for index in sorted(by_index)]
 
 
 def _winning_dialogue(row: dict[str, Any], folder: str) -> dict[str, Any] | None:

@@ -21,16 +21,22 @@ class CombinedReward(NamedTuple):
 
 
 def combined_reward(
-    safety_logit: Tensor, helpfulness_logit: Tensor, is_safety: Tensor, threshold: float = SAFETY_THRESHOLD
+    safety_logit: Tensor | None,
+    helpfulness_logit: Tensor,
+    is_safety: Tensor,
+    threshold: float = SAFETY_THRESHOLD,
 ) -> CombinedReward:
     """LOGIT(R_c): the safety score where the prompt is tagged or the answer looks unsafe, else helpfulness.
 
     Llama 2 §3.2.3: R_c = R_s if IS_SAFETY(p) or R_s < 0.15 else R_h, with R in (0, 1); LOGIT undoes the
     sigmoid, so the linear score itself is passed on, clamped (our choice) to where LOGIT is finite.
+    Without a safety model (None) every answer counts as safe.
     safety_logit (B,), helpfulness_logit (B,), is_safety (B,) bool -> two (B,).
     """
-    from_safety = is_safety | (torch.sigmoid(safety_logit.float()) < threshold)
-    scores = torch.where(from_safety, safety_logit.float(), helpfulness_logit.float())
+    scores, from_safety = helpfulness_logit.float(), torch.zeros_like(is_safety)
+    if safety_logit is not None:
+        from_safety = is_safety | (torch.sigmoid(safety_logit.float()) < threshold)
+        scores = torch.where(from_safety, safety_logit.float(), scores)
     return CombinedReward(scores.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), from_safety)
 
 

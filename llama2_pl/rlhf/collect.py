@@ -8,47 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.data.default.oracle import NOISE, rate
-from llama2_pl.data.readers.common import (
-    Raw,
-    Reading,
-    mapping,
-    optional_bool,
-    parse_rows,
-    sequence,
-    write_jsonl,
-)
-from llama2_pl.data.readers.dialogues import messages_from_json
-from llama2_pl.data.readers.files import json_rows
-from llama2_pl.data.readers.preferences import asked
+from llama2_pl.data.readers import PromptRow, read_prompts, write_jsonl
+from llama2_pl.data.readers.dialogues import messages_to_json
 from llama2_pl.evaluation.answers import answer
 from llama2_pl.model.heads import LanguageModel
-from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.text.chat import Dialog
 from llama2_pl.text.tags import strip_control_tags
 from llama2_pl.text.tokenizer import Tokenizer
-
-
-def read_tasks(path: str, limit: int | None = None) -> list[dict]:
-    """Prompt rows that carry a `task` for the oracle, in file order."""
-
-    def parse(raw: Raw) -> list[dict]:
-        row = mapping(raw.value, "the row")
-        if "task" not in row:
-            raise ValueError(
-                f"{path}:{raw.line}: no 'task': the simulated annotator rates only prompts of the embedded data; "
-                "collect ratings from people for others"
-            )
-        asked(messages_from_json(sequence(row, "messages")))
-        return [{**row, "is_safety": bool(optional_bool(row, "is_safety"))}]
-
-    how = Reading(path)
-    return list(itertools.islice(parse_rows(json_rows(Path(path), how), parse, how), limit))
-
-
-def dialog_of(row: dict) -> Dialog:
-    """The dialogue of a row of our own jsonl."""
-    return Dialog.of([(m["role"], m["content"]) for m in row["messages"]])
 
 
 def collect_preferences(
@@ -75,7 +43,7 @@ def collect_preferences(
     Args:
         policies: checkpoints of the model variants; a pair takes two of them in turn (one may be given alone).
         tokenizer: tokenizer.model of the policies.
-        prompts: prompt rows with a `task` for the oracle.
+        prompts: file of prompts with a `task` for the oracle.
         out: folder of the four files.
         temperatures: a pair takes two of them, from round to round and batch to batch the next two; 0.7 and 1.1 by
             default (our choice: one careful, one varied). Which model answers at which is drawn for each prompt (our
@@ -92,7 +60,7 @@ def collect_preferences(
     """
     if batch < 1:
         raise ValueError(f"batch is {batch}: give the number of the weekly batch, from 1")
-    rows = read_tasks(prompts, limit)
+    rows = list(itertools.islice(read_prompts(prompts, tasks="required"), limit))
     how = (temperatures or [0.7, 1.1], max_new_tokens, range(batch, batch + rounds), seed)
     sides = _sample_sides(policies, Tokenizer(tokenizer), rows, hardware, *how)
     judgement, held_out = random.Random(seed), len(rows) - round(val_share * len(rows))
@@ -102,11 +70,11 @@ def collect_preferences(
     }
     for one, two in sides:
         for index, (row, a, b) in enumerate(zip(rows, one.answers, two.answers, strict=True)):
-            pair = rate(row["task"], a, b, judgement, noise)
-            if pair is None:  # the same answer twice, or the bin that the paper excludes
+            pair = row.task and rate(row.task, a, b, judgement, noise)
+            if not pair:  # the same answer twice, or the bin that the paper excludes
                 continue
-            kind, split = "safety" if row["is_safety"] else "helpful", "val" if index >= held_out else "train"
-            record = {"prompt": row["messages"], **pair, "is_safety": row["is_safety"]}
+            kind, split = "safety" if row.is_safety else "helpful", "val" if index >= held_out else "train"
+            record = {"prompt": messages_to_json(row.prompt), **pair, "is_safety": row.is_safety}
             made = _made((one, two) if pair["chosen"] == a else (two, one), index)
             files[f"{kind}_{split}"].append(record | {"source": f"on_policy_{kind}", **made, **labels})
     for name, pairs in files.items():
@@ -132,7 +100,7 @@ def _made(sides: tuple[_Side, _Side], index: int) -> dict[str, str | float]:
 def _sample_sides(
     policies: Sequence[str],
     tokenizer: Tokenizer,
-    rows: Sequence[dict],
+    rows: Sequence[PromptRow],
     hardware: Hardware,
     temperatures: Sequence[float],
     max_new_tokens: int,
@@ -141,7 +109,7 @@ def _sample_sides(
 ) -> Iterator[tuple[_Side, _Side]]:
     """For each round the answers of side A and of side B, each side with its own model and the other temperature."""
     models = [hardware.load(path, tokenizer) for path in policies]
-    dialogs = [dialog_of(row) for row in rows]
+    dialogs = [row.prompt for row in rows]
     for turn in turns:
         two = [temperatures[(turn + n) % len(temperatures)] for n in (0, 1)]
         draw = random.Random(f"temperatures {seed} {turn}")

@@ -7,25 +7,27 @@ configs, with the version's paths in them, lie in `<out>/<version>/configs`.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
+from llama2_pl.data.readers import read_prompts
 from llama2_pl.rlhf.plan import fine_tune_init, plan
 from llama2_pl.rlhf.recipe import (
     configs_folder,
     execute,
     filled_configs,
     is_made,
+    on_hardware,
     recipe,
     refuse_secret_options,
-    write_texts,
 )
 from llama2_pl.rlhf.reuse import take_over
+from llama2_pl.rlhf.runner import holding, make_again, run_stages
 from llama2_pl.rlhf.settings import TRAINED, Every, Files, Loop, Ratings, Sampling, Start
-from llama2_pl.rlhf.stages import Stage, forget, holding, index_of, run_stages, up_to
+from llama2_pl.rlhf.stages import Stage, depending, index_of, up_to
 
 
 def rlhf(
@@ -46,6 +48,7 @@ def rlhf(
     until: str | None = None,
     redo: str | None = None,
     share: list[str] | None = None,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """Run versions 1 to N; what is done is skipped, what no longer matches is refused, a killed stage goes on.
 
@@ -69,25 +72,24 @@ def rlhf(
         until: name of the last stage to run, for example v2/pool.
         redo: name of a stage to make again, with all that depends on it.
         share: folders of other runs; what one of them made with the same command and inputs is linked from there.
+        hardware: device and precision of all that is no training; training's are Trainer options in `options`.
     """
-    folder = None if start is None else start.folder
     over = None if teacher is None else Path(teacher)
-    parts = (Path(out), filled(files, folder), configs, options or {}, ratings, sampling, every)
+    files = filled(files, start and start.folder)
+    parts = (Path(out), files, configs, options or {}, ratings, sampling, every)
     loop = Loop(*parts, versions, ppo_from, fine_tune_from, over, answers_per_prompt, seed)
     check(loop)
-    everything = plan(loop)
+    everything = on_hardware(plan(loop), hardware)
     refuse_secret_options(everything)
     stages = up_to(everything, until)
-    if redo is not None:
-        index_of(everything, redo, "--redo")  # a name that is none is told before anything is done
+    again = [] if redo is None else depending(everything, redo)
     prepare(start)
+    texts = config_texts(loop)
     with holding(loop.out):
-        write_configs(loop)
-        if redo is not None:
-            print(f"made again: {', '.join(forget(loop.out, everything, redo))}")
+        make_again(loop.out, again, [stage for stage in stages if stage not in again], texts)
         stages = without_ratings_to_come(loop, stages)
         take = partial(take_over, loop.out, others=[Path(other) for other in share or []])
-        run_stages(loop.out, stages, execute, refuse=True, take_over=take)
+        run_stages(loop.out, stages, execute, refuse=True, take_over=take, configs=texts)
 
 
 def prepare(start: Start | None) -> None:
@@ -141,19 +143,15 @@ def packaged(loop: Loop) -> set[str]:
     return {entry for entries in loop.configs.values() for entry in entries if not Path(entry).exists()}
 
 
-def write_configs(loop: Loop) -> None:
-    """Copy the packaged configs in use into the run, and write the paths of each version."""
+def config_texts(loop: Loop) -> dict[Path, str]:
+    """The configs that stand in the run, by path: copies of the packaged ones in use, and each version's own."""
     root = configs_folder("rlhf").parent
-    for entry in packaged(loop):
-        _copy(root / entry, loop.out / "configs" / entry)
+    used = packaged(loop)
+    texts = {loop.out / "configs" / entry: (root / entry).read_text(encoding="utf-8") for entry in used}
     for version in range(1, loop.versions + 1):
-        texts = filled_configs(root / "rlhf/stages", variables(loop, version))
-        write_texts(texts, Path(loop.at(version, "configs")))
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+        folder = Path(loop.at(version, "configs"))
+        texts |= filled_configs(root / "rlhf/stages", variables(loop, version), folder)
+    return texts
 
 
 def variables(loop: Loop, version: int) -> dict[str, str]:
@@ -189,8 +187,8 @@ def variables(loop: Loop, version: int) -> dict[str, str]:
 
 def gold_judge(prompts: str) -> str:
     """The oracle for the PPO doctor, where the prompts have the tasks that it knows the truth about."""
-    with open(prompts, encoding="utf-8") as lines:
-        known = "task" in json.loads(next(lines, "{}"))
+    first = next(read_prompts(prompts, tasks="optional"), None)
+    known = first is not None and first.task is not None
     oracle = {"class_path": "llama2_pl.callbacks.OracleReward", "init_args": {"prompts": [prompts]}}
     return json.dumps(oracle if known else None)
 

@@ -3,61 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.data.default.oracle import NOISE
-from llama2_pl.data.readers.common import (
-    Raw,
-    Reading,
-    mapping,
-    optional_bool,
-    parse_rows,
-    sequence,
-)
-from llama2_pl.data.readers.dialogues import messages_from_json
-from llama2_pl.data.readers.files import json_rows
-from llama2_pl.data.readers.preferences import PreferenceRow, asked, read_preferences
+from llama2_pl.data.readers import PromptRow, read_prompts
 from llama2_pl.evaluation.agreement import annotator_agreement
 from llama2_pl.evaluation.answers import fits, room_for_prompt
 from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature, reward_of_taken
 from llama2_pl.evaluation.diversity import diversity_by_temperature
-from llama2_pl.evaluation.intervals import wilson
-from llama2_pl.evaluation.reward import (
-    UNRATED,
-    ScoredPairs,
-    accuracy_by_rating,
-    accuracy_by_safety,
-    accuracy_by_source,
-    calibration_curve,
-    expected_calibration_error,
-    gap_by_rating,
-    score_by_quality,
-    score_histogram,
-    unsafe_detection,
-)
-from llama2_pl.evaluation.scoring import score_responses
+from llama2_pl.evaluation.judges import Judges
+from llama2_pl.evaluation.reward import score_by_quality
 from llama2_pl.files import write_json
-from llama2_pl.model.heads import LanguageModel, ScalarModel
+from llama2_pl.model.heads import LanguageModel
 from llama2_pl.modules.rejection_sampling import may_be_taken
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.gatt import ghost_attention, kept_by_turn
-from llama2_pl.rlhf.hardware import HARDWARE, Hardware
-from llama2_pl.rlhf.scores import (
-    Judges,
-    PromptTask,
-    Speaker,
-    dialogue_ids,
-    gold_scores,
-    judged,
-    listen,
-    load_judges,
-    refuse_no_number,
-)
+from llama2_pl.rlhf.judges import reward_models
+from llama2_pl.rlhf.scores import Speaker, gold_scores, judged, listen, load_judges
 from llama2_pl.text.tokenizer import Tokenizer
 
 
@@ -140,21 +107,24 @@ def _finish(results: dict[str, Any], out: Path) -> None:
 
 def prompts_that_fit(
     files: Sequence[str], limit: int | None, judges: Judges, model: LanguageModel, max_new_tokens: int
-) -> list[PromptTask]:
+) -> list[PromptRow]:
     """The prompts that leave model and judges room for an answer; says how many are longer, stops where all are."""
-    readers = (model, judges.helpfulness, judges.safety)
+    readers = (model, *judges.models().values())
     room = min(room_for_prompt(reader, max_new_tokens) for reader in readers)
-    rows = [row for path in files for row in read_prompt_tasks(path, limit)]
-    kept = [row for row in rows if fits(row.dialog, judges.tokenizer, room)]
+    rows = [row for path in files for row in itertools.islice(read_prompts(path, tasks="optional"), limit)]
+    kept = [row for row in rows if fits(row.prompt, judges.tokenizer, room)]
     if not kept:
-        raise ValueError(f"none of {len(rows)} prompts has at most {room} tokens; lower max_new_tokens")
+        raise ValueError(
+            f"{', '.join(files)}: none of {len(rows)} prompts has at most {room} tokens; give others, or lower "
+            "max_new_tokens"
+        )
     if len(kept) < len(rows):
         print(f"{len(rows) - len(kept)} of {len(rows)} prompts are longer than {room} tokens: left out")
     return kept
 
 
 def compare_models(
-    networks: dict[str, LanguageModel], rows: Sequence[PromptTask], judges: Judges, speak: Speaker, each: int
+    networks: dict[str, LanguageModel], rows: Sequence[PromptRow], judges: Judges, speak: Speaker, each: int
 ) -> dict[str, Any]:
     """Gold scores, reward-model scores and win rates over the first model, `each` samples at T = 1 per prompt."""
     heard = {name: listen(model, rows, judges, speak, each) for name, model in networks.items()}
@@ -178,7 +148,7 @@ def compare_models(
 
 def best_of_n(
     model: LanguageModel,
-    rows: Sequence[PromptTask],
+    rows: Sequence[PromptRow],
     judges: Judges,
     speak: Speaker,
     temperatures: Sequence[float],
@@ -219,121 +189,20 @@ def best_of_n(
     return {"best_of_n": results}
 
 
-def reward_models(
-    judges: Judges, helpful_pairs: Sequence[str], safety_pairs: Sequence[str]
-) -> dict[str, Any]:
-    """Each model on its own test set and on every source of both (Llama 2 tables 7, 8); unsafe recall (table 29)."""
-    models = {"helpfulness": judges.helpfulness, "safety": judges.safety}
-    room = min(model.config.max_seq_len for model in models.values())
-    tests = {
-        name: pairs_that_fit(
-            [row for path in files for row in read_preferences(path)], judges.tokenizer, room
-        )
-        for name, files in zip(models, (helpful_pairs, safety_pairs), strict=True)
-    }
-    sources = sorted({row.source for rows in tests.values() for row in rows})
-    results: dict[str, Any] = {"reward_accuracy": {}, "reward_accuracy_by_source": {}}
-    for name, model in models.items():
-        scored = {
-            test: score_preferences(model, rows, judges.tokenizer, sources)
-            for test, rows in tests.items()
-            if rows
-        }
-        if scored:
-            everything = ScoredPairs(*(torch.cat(column) for column in zip(*scored.values(), strict=True)))
-            by_source = accuracy_by_source(*everything[:4], sources)
-            results["reward_accuracy_by_source"][name] = by_source
-        if name in scored:
-            results["reward_accuracy"][name] = _on_its_own(scored[name])
-    return results | (_unsafe(scored["safety"]) if "safety" in scored else {})
-
-
-def _on_its_own(pairs: ScoredPairs) -> dict[str, Any]:
-    curve = calibration_curve(pairs.chosen, pairs.rejected)
-    scores = torch.cat([pairs.chosen, pairs.rejected])
-    return {
-        **accuracy_by_rating(pairs.chosen, pairs.rejected, pairs.rating),
-        "by_safety": accuracy_by_safety(pairs.chosen, pairs.rejected, pairs.chosen_safe, pairs.rejected_safe),
-        "gap_by_rating": gap_by_rating(pairs.chosen, pairs.rejected, pairs.rating),
-        "calibration": curve,
-        "calibration_error": expected_calibration_error(curve),
-        "histograms": {scale: score_histogram(scores, scale=scale) for scale in ("logit", "sigmoid")},
-    }
-
-
-def _unsafe(pairs: ScoredPairs) -> dict[str, Any]:
-    is_safe = torch.cat([pairs.chosen_safe, pairs.rejected_safe])
-    scores = torch.cat([pairs.chosen, pairs.rejected])
-    half, low = (unsafe_detection(scores, is_safe, threshold=t) for t in (0.5, 0.15))
-    if half["recall"] is None:
-        return {}
-    return {
-        "unsafe_recall": wilson(half["recall"] * half["unsafe"], half["unsafe"]),
-        "unsafe_detection": {"0.5": half, "0.15": low},
-    }
-
-
-def pairs_that_fit(pairs: Sequence[PreferenceRow], tokenizer: Tokenizer, room: int) -> list[PreferenceRow]:
-    """The pairs whose two dialogues have at most `room` tokens each; says how many are longer."""
-    kept = [
-        row
-        for row in pairs
-        if all(len(dialogue_ids(row.prompt, text, tokenizer)) <= room for text in (row.chosen, row.rejected))
-    ]
-    if len(kept) < len(pairs):
-        print(f"{len(pairs) - len(kept)} of {len(pairs)} pairs are longer than {room} tokens: left out")
-    return kept
-
-
-def score_preferences(
-    model: ScalarModel, pairs: Sequence[PreferenceRow], tokenizer: Tokenizer, sources: Sequence[str]
-) -> ScoredPairs:
-    """The pairs scored; one without a rating is in no row of table 8, though it trains as slightly better."""
-    chosen = [dialogue_ids(row.prompt, row.chosen, tokenizer) for row in pairs]
-    rejected = [dialogue_ids(row.prompt, row.rejected, tokenizer) for row in pairs]
-    scores = score_responses(model, chosen + rejected)
-    refuse_no_number(scores, "the reward model", [row.prompt for row in [*pairs, *pairs]])
-    first, second = scores.chunk(2)
-    return ScoredPairs(
-        chosen=first,
-        rejected=second,
-        rating=torch.tensor([UNRATED if row.rating is None else row.rating for row in pairs]),
-        source=torch.tensor([sources.index(row.source) for row in pairs]),
-        chosen_safe=_labels(row.chosen_safe for row in pairs),
-        rejected_safe=_labels(row.rejected_safe for row in pairs),
-    )
-
-
-def _labels(safe: Iterable[bool | None]) -> Tensor:
-    return torch.tensor([float("nan") if label is None else float(label) for label in safe])
-
-
-def few(rows: Sequence[PromptTask], count: int = 8) -> list[PromptTask]:
+def few(rows: Sequence[PromptRow], count: int = 8) -> list[PromptRow]:
     """A few prompts, spread over the file."""
     return list(rows[:: max(1, len(rows) // count)][:count])
 
 
-def sample_dialogues(rows: Sequence[PromptTask], spoken: dict[str, list[str]]) -> list[dict[str, Any]]:
+def sample_dialogues(rows: Sequence[PromptRow], spoken: dict[str, list[str]]) -> list[dict[str, Any]]:
     """The few prompts with every model's answer; T = 0.7 for the report."""
     return [
         {
-            "messages": [message._asdict() for message in row.dialog.messages],
+            "messages": [message._asdict() for message in row.prompt.messages],
             "answers": {name: answers[i] for name, answers in spoken.items()},
         }
         for i, row in enumerate(few(rows))
     ]
-
-
-def read_prompt_tasks(path: str, limit: int | None = None) -> list[PromptTask]:
-    """Prompt rows of our own jsonl, with their task where they have one."""
-
-    def parse(raw: Raw) -> list[PromptTask]:
-        row = mapping(raw.value, "the row")
-        dialog = asked(messages_from_json(sequence(row, "messages")))
-        return [PromptTask(dialog, bool(optional_bool(row, "is_safety")), row.get("task"))]
-
-    how = Reading(path)
-    return list(itertools.islice(parse_rows(json_rows(Path(path), how), parse, how), limit))
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.data.readers import read_dialogues, write_jsonl
 from llama2_pl.data.readers.common import Raw, Reading, mapping, parse_rows, sequence, string
 from llama2_pl.data.readers.files import json_rows
@@ -17,7 +18,6 @@ from llama2_pl.evaluation.gatt import Case, persistence
 from llama2_pl.evaluation.intervals import Interval, bootstrap, wilson
 from llama2_pl.files import write_json
 from llama2_pl.model.heads import LanguageModel
-from llama2_pl.rlhf.hardware import HARDWARE, Hardware
 from llama2_pl.rlhf.recipe import execute, recipe
 from llama2_pl.rlhf.study import over_seeds
 from llama2_pl.text.chat import Dialog, system_tokens
@@ -89,6 +89,7 @@ def measure_ghost_attention(
     turns: Sequence[int] = TABLE_30,
     limit: int | None = None,
     max_new_tokens: int = 64,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """Ask each model turn after turn whether it keeps an instruction, and write what `llama2-pl report` draws.
 
@@ -100,8 +101,9 @@ def measure_ghost_attention(
         turns: turns at which the instruction is checked; by default those of Llama 2 table 30.
         limit: use only the first cases.
         max_new_tokens: longest answer.
+        hardware: device and precision.
     """
-    found = ghost_attention(models, cases, turns, Tokenizer(tokenizer), max_new_tokens, limit)
+    found = ghost_attention(models, cases, turns, Tokenizer(tokenizer), max_new_tokens, limit, hardware)
     write_json(Path(out), found)
     print("\n".join(kept_by_turn(found["gatt"])))
 
@@ -152,7 +154,14 @@ def write_attribute_cases(
     write_jsonl(Path(out), rows)
 
 
-def gatt_study(out: str, data: str, plan: str = "gatt", seeds: Sequence[int] = (1, 2, 3)) -> None:
+def gatt_study(
+    out: str,
+    data: str,
+    plan: str = "gatt",
+    seeds: Sequence[int] = (1, 2, 3),
+    extra: list[str] | None = None,
+    hardware: Hardware = HARDWARE,
+) -> None:
     """Run a recipe with each seed, and write out/results.json and out/report.html over the seeds.
 
     A second call skips what is done. The attention, map and curve, is that of the first seed.
@@ -162,12 +171,14 @@ def gatt_study(out: str, data: str, plan: str = "gatt", seeds: Sequence[int] = (
         data: what the recipe starts from: for the packaged one a run of `llama2-pl demo`.
         plan: the recipe, whose results.json holds what `llama2-pl gatt` writes.
         seeds: of training and of the sampled dialogues.
+        extra: options added to every `fit` and `predict` command, for example --trainer.accelerator=gpu.
+        hardware: device and precision of the other commands.
     """
     if len(seeds) < 2:
         raise ValueError(f"seeds is {list(seeds)}; an interval over runs needs two at least")
     runs = []
     for seed in seeds:
-        recipe(plan, str(Path(out) / f"seed{seed}"), data=data, seed=seed)
+        recipe(plan, str(Path(out) / f"seed{seed}"), data, extra, seed=seed, hardware=hardware)
         runs.append(json.loads((Path(out) / f"seed{seed}" / "results.json").read_text(encoding="utf-8")))
     pooled = {
         name: {turn: pooled_share([run["gatt"][name][turn] for run in runs]) for turn in by_turn}

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
+from llama2_pl.data.readers import PreferenceRow, read_preferences
+from llama2_pl.evaluation.intervals import wilson
+from llama2_pl.evaluation.judges import Judges, dialogue_ids, refuse_no_number
+from llama2_pl.evaluation.reward import (
+    UNRATED,
+    ScoredPairs,
+    accuracy_by_rating,
+    accuracy_by_safety,
+    accuracy_by_source,
+    calibration_curve,
+    expected_calibration_error,
+    gap_by_rating,
+    score_histogram,
+    unsafe_detection,
+)
+from llama2_pl.evaluation.scoring import score_responses
 from llama2_pl.files import write_json
-from llama2_pl.rlhf.evaluate import reward_models
-from llama2_pl.rlhf.hardware import HARDWARE, Hardware
+from llama2_pl.model.heads import ScalarModel
 from llama2_pl.rlhf.scores import load_judges
+from llama2_pl.text.tokenizer import Tokenizer
 
 
 def measure_judges(
@@ -53,6 +73,95 @@ def measure_judges(
     write_json(Path(out), results)
     for name, row in results["reward_accuracy"].items():
         print(f"{name}: accuracy {row['overall']:.3f}{_newest(results, name)}")
+
+
+def reward_models(
+    judges: Judges, helpful_pairs: Sequence[str], safety_pairs: Sequence[str]
+) -> dict[str, Any]:
+    """Each model on its own test set and on every source of both (Llama 2 tables 7, 8); unsafe recall (table 29)."""
+    models = judges.models()
+    room = min(model.config.max_seq_len for model in models.values())
+    tests = {
+        name: pairs_that_fit(
+            [row for path in files for row in read_preferences(path)], judges.tokenizer, room
+        )
+        for name, files in zip(models, (helpful_pairs, safety_pairs), strict=True)
+    }
+    sources = sorted({row.source for rows in tests.values() for row in rows})
+    results: dict[str, Any] = {"reward_accuracy": {}, "reward_accuracy_by_source": {}}
+    for name, model in models.items():
+        scored = {
+            test: score_preferences(model, rows, judges.tokenizer, sources)
+            for test, rows in tests.items()
+            if rows
+        }
+        if scored:
+            everything = ScoredPairs(*(torch.cat(column) for column in zip(*scored.values(), strict=True)))
+            by_source = accuracy_by_source(*everything[:4], sources)
+            results["reward_accuracy_by_source"][name] = by_source
+        if name in scored:
+            results["reward_accuracy"][name] = _on_its_own(scored[name])
+    return results | (_unsafe(scored["safety"]) if "safety" in scored else {})
+
+
+def _on_its_own(pairs: ScoredPairs) -> dict[str, Any]:
+    curve = calibration_curve(pairs.chosen, pairs.rejected)
+    scores = torch.cat([pairs.chosen, pairs.rejected])
+    return {
+        **accuracy_by_rating(pairs.chosen, pairs.rejected, pairs.rating),
+        "by_safety": accuracy_by_safety(pairs.chosen, pairs.rejected, pairs.chosen_safe, pairs.rejected_safe),
+        "gap_by_rating": gap_by_rating(pairs.chosen, pairs.rejected, pairs.rating),
+        "calibration": curve,
+        "calibration_error": expected_calibration_error(curve),
+        "histograms": {scale: score_histogram(scores, scale=scale) for scale in ("logit", "sigmoid")},
+    }
+
+
+def _unsafe(pairs: ScoredPairs) -> dict[str, Any]:
+    is_safe = torch.cat([pairs.chosen_safe, pairs.rejected_safe])
+    scores = torch.cat([pairs.chosen, pairs.rejected])
+    half, low = (unsafe_detection(scores, is_safe, threshold=t) for t in (0.5, 0.15))
+    if half["recall"] is None:
+        return {}
+    return {
+        "unsafe_recall": wilson(half["recall"] * half["unsafe"], half["unsafe"]),
+        "unsafe_detection": {"0.5": half, "0.15": low},
+    }
+
+
+def pairs_that_fit(pairs: Sequence[PreferenceRow], tokenizer: Tokenizer, room: int) -> list[PreferenceRow]:
+    """The pairs whose two dialogues have at most `room` tokens each; says how many are longer."""
+    kept = [
+        row
+        for row in pairs
+        if all(len(dialogue_ids(row.prompt, text, tokenizer)) <= room for text in (row.chosen, row.rejected))
+    ]
+    if len(kept) < len(pairs):
+        print(f"{len(pairs) - len(kept)} of {len(pairs)} pairs are longer than {room} tokens: left out")
+    return kept
+
+
+def score_preferences(
+    model: ScalarModel, pairs: Sequence[PreferenceRow], tokenizer: Tokenizer, sources: Sequence[str]
+) -> ScoredPairs:
+    """The pairs scored; one without a rating is in no row of table 8, though it trains as slightly better."""
+    chosen = [dialogue_ids(row.prompt, row.chosen, tokenizer) for row in pairs]
+    rejected = [dialogue_ids(row.prompt, row.rejected, tokenizer) for row in pairs]
+    scores = score_responses(model, chosen + rejected)
+    refuse_no_number(scores, "the reward model", [row.prompt for row in [*pairs, *pairs]])
+    first, second = scores.chunk(2)
+    return ScoredPairs(
+        chosen=first,
+        rejected=second,
+        rating=torch.tensor([UNRATED if row.rating is None else row.rating for row in pairs]),
+        source=torch.tensor([sources.index(row.source) for row in pairs]),
+        chosen_safe=_labels(row.chosen_safe for row in pairs),
+        rejected_safe=_labels(row.rejected_safe for row in pairs),
+    )
+
+
+def _labels(safe: Iterable[bool | None]) -> Tensor:
+    return torch.tensor([float("nan") if label is None else float(label) for label in safe])
 
 
 def _accuracy(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -12,13 +12,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from llama2_pl.data.readers.common import write_jsonl
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
+from llama2_pl.data.readers import PromptRow, write_jsonl
+from llama2_pl.data.readers.dialogues import messages_from_json
+from llama2_pl.evaluation.judges import Judges
 from llama2_pl.files import write_json
-from llama2_pl.modules.rejection_sampling import may_be_taken, read_rows
+from llama2_pl.modules.answer_files import read_rows
+from llama2_pl.modules.rejection_sampling import may_be_taken
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
-from llama2_pl.rlhf.collect import dialog_of
-from llama2_pl.rlhf.hardware import HARDWARE, Hardware
-from llama2_pl.rlhf.scores import Judges, PromptTask, load_judges
+from llama2_pl.rlhf.scores import load_judges
 from llama2_pl.rlhf.stages import fingerprint
 from llama2_pl.text.tags import strip_control_tags
 
@@ -132,7 +134,7 @@ def best_entries(rows: Iterable[dict[str, Any]], version: int, sampler: str, kee
 
 def rescored(entries: Sequence[Entry], judges: Judges, version: int) -> list[Entry]:
     """The entries with their scores by the reward models of `version` beside those that they have."""
-    asked = [PromptTask(dialog_of(entry._asdict()), entry.is_safety, None) for entry in entries]
+    asked = [PromptRow(messages_from_json(entry.messages), entry.is_safety) for entry in entries]
     columns = judges.scores(asked, [entry.answer for entry in entries])
     rows = zip(entries, *(column.tolist() for column in columns), strict=True)
     return [

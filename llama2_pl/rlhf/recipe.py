@@ -7,6 +7,7 @@ written to `<run>/configs`: the run keeps what made it, and every command can be
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import sysconfig
 import time
@@ -17,16 +18,14 @@ from typing import Any
 
 import yaml
 
-from llama2_pl.rlhf.stages import (
-    Stage,
-    holding,
-    manifest_path,
-    refuse_wide_outputs,
-    remove,
-    run_stages,
-    up_to,
-)
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
+from llama2_pl.rlhf.runner import holding, run_stages
+from llama2_pl.rlhf.stages import Stage, manifest_path, refuse_wide_outputs, remove, up_to
 
+WITH_HARDWARE = {
+    *("collect", "evaluate", "gatt", "gatt study", "rlhf", "rlhf study"),
+    *(f"rlhf {name}" for name in ("judges", "temperature", "pool", "choose", "compare")),
+}
 KEYS = {"name", "about", "command", "inputs", "outputs", "share", "always"}
 
 
@@ -73,18 +72,9 @@ def _fill(path: Path, variables: dict[str, str]) -> str:
         raise ValueError(f"{path}: ${error.args[0]} is not set; it needs --{error.args[0].lower()}") from None
 
 
-def filled_configs(source: Path, variables: dict[str, str]) -> dict[str, str]:
-    """The text of each YAML of a recipe's folder, by its name, with its variables filled in."""
-    return {path.name: _fill(path, variables) for path in sorted(source.glob("*.yaml"))}
-
-
-def write_texts(texts: dict[str, str], target: Path) -> None:
-    """Write filled-in configs; unchanged files keep their time."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        out = target / name
-        if not out.exists() or out.read_text(encoding="utf-8") != text:
-            out.write_text(text, encoding="utf-8")
+def filled_configs(source: Path, variables: dict[str, str], target: Path) -> dict[Path, str]:
+    """The text of each YAML of a recipe's folder with its variables filled in, by its path in the target folder."""
+    return {target / path.name: _fill(path, variables) for path in sorted(source.glob("*.yaml"))}
 
 
 def execute(args: list[str]) -> None:
@@ -128,6 +118,7 @@ def recipe(
     until: str | None = None,
     fresh: bool = False,
     seed: int = 1,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """Run a recipe; finished stages are skipped, an interrupted one goes on.
 
@@ -139,20 +130,21 @@ def recipe(
         until: name of the last stage to run.
         fresh: remove all that is in the run's folder first.
         seed: what $SEED stands for.
+        hardware: device and precision of the commands that are no training; training's are Trainer options in `extra`.
     """
     path, run = recipe_file(recipe), Path(out)
     variables = variables_of(run, data, seed)
-    stages = up_to(_with_extra(read_recipe(path, variables), extra or []), until)
+    stages = on_hardware(_with_extra(read_recipe(path, variables), extra or []), hardware)
+    stages = up_to(stages, until)
     refuse_secret_options(stages)
     refuse_wide_outputs(run, stages)
-    configs = filled_configs(path.parent, variables)
+    configs = filled_configs(path.parent, variables, run / "configs")
     started = time.monotonic()
     with holding(run):
         if fresh and run.exists():
             for left in run.iterdir():  # and not the folder: it may be the working directory, or a link
                 remove(left)
-        write_texts(configs, run / "configs")
-        run_stages(run, stages, execute)
+        run_stages(run, stages, execute, configs=configs)
     print(f"all {len(stages)} stages stand in {run} ({(time.monotonic() - started) / 60:.1f} min this time)")
 
 
@@ -187,8 +179,22 @@ def _with_extra(stages: list[Stage], extra: list[str]) -> list[Stage]:
     ]
 
 
+def on_hardware(stages: Sequence[Stage], hardware: Hardware) -> list[Stage]:
+    """The stages with the options of where models run, in the commands that take them."""
+
+    def words(stage: Stage) -> list[str]:
+        name = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), stage.command))
+        return hardware.words() if name in WITH_HARDWARE else []
+
+    return [stage._replace(command=(*stage.command, *words(stage))) for stage in stages]
+
+
 def demo(
-    out: str = "runs/demo", extra: list[str] | None = None, until: str | None = None, fresh: bool = False
+    out: str = "runs/demo",
+    extra: list[str] | None = None,
+    until: str | None = None,
+    fresh: bool = False,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """The whole recipe on the embedded data, about ten minutes on two cores; ends with <out>/report.html.
 
@@ -197,8 +203,9 @@ def demo(
         extra: options added to every `fit` and `predict` command.
         until: name of the last stage to run.
         fresh: start over.
+        hardware: device and precision of the other commands.
     """
-    recipe("demo", out, extra=extra, until=until, fresh=fresh)
+    recipe("demo", out, extra=extra, until=until, fresh=fresh, hardware=hardware)
     print(f"report: {out}/report.html")
     print(
         f"talk to it: llama2-pl chat --checkpoint {out}/ppo/best.ckpt --tokenizer {out}/tokenizer/tokenizer.model"

@@ -8,62 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.checkpoints.ours import load_reward_model
 from llama2_pl.data.default.oracle import gold_score
+from llama2_pl.data.readers import PromptRow
 from llama2_pl.evaluation.answers import Answers, answers
 from llama2_pl.evaluation.intervals import Interval, bootstrap
-from llama2_pl.evaluation.scoring import score_answers
+from llama2_pl.evaluation.judges import Judges
 from llama2_pl.evaluation.win_rate import win_rate
-from llama2_pl.model.heads import LanguageModel, ScalarModel
-from llama2_pl.objectives.reward import SAFETY_THRESHOLD, combined_reward
-from llama2_pl.rlhf.hardware import HARDWARE, Hardware
-from llama2_pl.text.chat import Dialog, encode_dialog
+from llama2_pl.model.heads import LanguageModel
+from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.text.tokenizer import Tokenizer
-
-
-class PromptTask(NamedTuple):
-    """A prompt with what the oracle needs to judge an answer; task None where nobody knows the truth."""
-
-    dialog: Dialog
-    is_safety: bool
-    task: dict | None
-
-
-class Judges(NamedTuple):
-    """The two reward models, and how an answer's dialogue becomes ids."""
-
-    helpfulness: ScalarModel
-    safety: ScalarModel
-    tokenizer: Tokenizer
-    safety_threshold: float = SAFETY_THRESHOLD
-
-    def scores(self, prompts: Sequence[PromptTask], answers: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Helpfulness, safety and combined scores (R,), all linear; `answers` prompt-major, len(prompts) * K.
-
-        An answer that was cut off is judged as it stands, as if it had ended; one of the greatest length without the
-        EOS that has no place.
-        """
-        each = len(answers) // len(prompts)
-        rows = [prompt for prompt in prompts for _ in range(each)]
-        ids = [
-            dialogue_ids(row.dialog, text, self.tokenizer) for row, text in zip(rows, answers, strict=True)
-        ]
-        helpful, safe = score_answers(self.helpfulness, ids), score_answers(self.safety, ids)
-        for name, column in (("helpfulness", helpful), ("safety", safe)):
-            refuse_no_number(column, f"the {name} reward model", [row.dialog for row in rows])
-        is_safety = torch.tensor([row.is_safety for row in rows])
-        return helpful, safe, combined_reward(safe, helpful, is_safety, self.safety_threshold).scores
-
-
-def refuse_no_number(scores: Tensor, judge: str, prompts: Sequence[Dialog]) -> None:
-    """NaN compares as false with everything, so it would choose, win or lose without a word."""
-    wrong = (~scores.isfinite()).nonzero().flatten().tolist()
-    if wrong:
-        asked = prompts[wrong[0]].messages[-1].content
-        raise ValueError(
-            f"{judge} gives {scores[wrong[0]].item()} to an answer to {asked[:80]!r}, and to {len(wrong)} of "
-            f"{len(scores)} answers no finite score: its weights are broken, train it anew"
-        )
 
 
 def load_judges(
@@ -87,18 +42,18 @@ class Speaker(NamedTuple):
     seed: int
 
     def __call__(
-        self, model: LanguageModel, asked: Sequence[PromptTask], temperature: float, k: int = 1
+        self, model: LanguageModel, asked: Sequence[PromptRow], temperature: float, k: int = 1
     ) -> list[str]:
         return self.answers(model, asked, temperature, k).texts
 
     def answers(
-        self, model: LanguageModel, asked: Sequence[PromptTask], temperature: float, k: int = 1
+        self, model: LanguageModel, asked: Sequence[PromptRow], temperature: float, k: int = 1
     ) -> Answers:
         """The same, with which of them ended by themselves."""
         return answers(
             model,
             self.tokenizer,
-            [row.dialog for row in asked],
+            [row.prompt for row in asked],
             max_new_tokens=self.max_new_tokens,
             temperature=temperature,
             samples_per_prompt=k,
@@ -120,7 +75,7 @@ class Heard(NamedTuple):
 
 
 def listen(
-    model: LanguageModel, rows: Sequence[PromptTask], judges: Judges, speak: Speaker, each: int
+    model: LanguageModel, rows: Sequence[PromptRow], judges: Judges, speak: Speaker, each: int
 ) -> Heard:
     """Let a model answer each prompt `each` times at temperature 1, and score the answers."""
     answers = speak.answers(model, rows, 1.0, each)
@@ -133,16 +88,11 @@ def listen(
     return Heard(helpfulness, safety, reward, gold, torch.tensor(answers.finished).view(len(rows), each))
 
 
-def gold_scores(rows: Sequence[PromptTask], answers: Sequence[str]) -> Tensor:
+def gold_scores(rows: Sequence[PromptRow], answers: Sequence[str]) -> Tensor:
     """The oracle's score of each answer, (R,)."""
     return torch.tensor(
         [gold_score(row.task, text) for row, text in zip(rows, answers, strict=True) if row.task]
     )
-
-
-def dialogue_ids(prompt: Dialog, text: str, tokenizer: Tokenizer) -> list[int]:
-    """What a reward model reads of a prompt and an answer."""
-    return encode_dialog(prompt.then("assistant", text), tokenizer, tags="neutralise").tokens
 
 
 def judged(heard: dict[str, Heard], rivals: dict[str, str]) -> dict[str, Any]:
@@ -167,7 +117,7 @@ def judged(heard: dict[str, Heard], rivals: dict[str, str]) -> dict[str, Any]:
     return results
 
 
-def gold_by_kind(rows: Sequence[PromptTask], heard: dict[str, Heard]) -> dict[str, dict[str, float]]:
+def gold_by_kind(rows: Sequence[PromptRow], heard: dict[str, Heard]) -> dict[str, dict[str, float]]:
     """Each model's mean gold score by kind of task; nothing where nobody knows the truth."""
     kinds = [row.task["kind"] if row.task else "" for row in rows]
     masks = {kind: torch.tensor([other == kind for other in kinds]) for kind in sorted(set(kinds))}

@@ -14,15 +14,13 @@ import itertools
 import json
 import shlex
 import shutil
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama2_pl import __version__
-from llama2_pl.files import Busy, lock, write_json
-from llama2_pl.rlhf.ledger import spent
+
+Texts = Mapping[Path, str]  # configs that are still to be written, by where they will stand
 
 
 class Stage(NamedTuple):
@@ -63,23 +61,38 @@ def fingerprint(path: str | Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
         return digest.hexdigest()
-    return _digest(_listing(path)) if path.is_dir() else ""
+    return _digest(_listing(path, {})) if path.is_dir() else ""
 
 
-def _listing(folder: Path) -> dict[str, str]:
-    """The hash of each file below a folder."""
-    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    return {name: fingerprint(folder / name) for name in names}
+def _listing(folder: Path, coming: Texts) -> dict[str, str]:
+    """The hash of each file that is, or is to come, below a folder."""
+    found = {path: fingerprint(path) for path in folder.rglob("*") if path.is_file()}
+    found |= {path: _sha(text) for path, text in coming.items() if folder in path.parents}
+    return dict(sorted((str(path.relative_to(folder)), sha) for path, sha in found.items()))
 
 
 def _digest(listing: dict[str, str]) -> str:
-    return hashlib.sha256("\n".join(f"{name} {sha}" for name, sha in listing.items()).encode()).hexdigest()
+    return _sha("\n".join(f"{name} {sha}" for name, sha in listing.items()))
 
 
-def _hashes(paths: Sequence[str]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _hashes(paths: Sequence[str], coming: Texts) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     """The hash of each path, and the hash of each file of those that are folders."""
-    listings = {name: _listing(Path(name)) for name in paths if Path(name).is_dir()}
-    return {n: _digest(listings[n]) if n in listings else fingerprint(n) for n in paths}, listings
+    listings = {
+        name: _listing(Path(name), coming)
+        for name in paths
+        if Path(name).is_dir() or any(Path(name) in path.parents for path in coming)
+    }
+
+    def digest(name: str) -> str:
+        if name in listings:
+            return _digest(listings[name])
+        return _sha(coming[Path(name)]) if Path(name) in coming else fingerprint(name)
+
+    return {name: digest(name) for name in paths}, listings
 
 
 def manifest_path(run: Path, stage: Stage) -> Path:
@@ -91,8 +104,11 @@ def started_path(run: Path, stage: Stage) -> Path:
     return manifest_path(run, stage).with_suffix(".started")
 
 
-def record_of(stage: Stage, **paths: Sequence[str]) -> dict[str, Any]:
-    """The stage as it would be done now: command, and hashes under the given keys ("inputs", "outputs")."""
+def record_of(stage: Stage, coming: Texts | None = None, **paths: Sequence[str]) -> dict[str, Any]:
+    """The stage as it would be done now: command, and hashes under the given keys ("inputs", "outputs").
+
+    The configs that are still to come count as if they were written.
+    """
     record: dict[str, Any] = {
         "stage": stage.name,
         "version": __version__,
@@ -101,12 +117,12 @@ def record_of(stage: Stage, **paths: Sequence[str]) -> dict[str, Any]:
         "files": {},
     }
     for key, names in paths.items():
-        record[key], listings = _hashes(names)
+        record[key], listings = _hashes(names, coming or {})
         record["files"] |= listings
     return record
 
 
-def changes(run: Path, stage: Stage) -> list[str]:
+def changes(run: Path, stage: Stage, coming: Texts | None = None) -> list[str]:
     """What differs from when the stage was done, or begun, in words; nothing where it was neither."""
     for path, keys in (
         (manifest_path(run, stage), ("inputs", "outputs")),
@@ -114,7 +130,7 @@ def changes(run: Path, stage: Stage) -> list[str]:
     ):
         if path.exists():
             then = json.loads(path.read_text(encoding="utf-8"))
-            now = record_of(stage, **{key: getattr(stage, key) for key in keys})
+            now = record_of(stage, coming, **{key: getattr(stage, key) for key in keys})
             return _differences(then, now, keys)
     return []
 
@@ -134,15 +150,16 @@ def _differences(then: dict[str, Any], now: dict[str, Any], keys: Sequence[str])
         for name in sorted({*old, *new}):
             if old.get(name) != new.get(name):
                 files = (record.get("files", {}).get(name, {}) for record in (then, now))
-                found.append(f"{key[:-1]} {_changed_file(name, *files)}")
+                found.append(f"{key[:-1]} {_changed_file(name, new.get(name), *files)}")
     return found
 
 
-def _changed_file(path: str, then: dict[str, str], now: dict[str, str]) -> str:
+def _changed_file(path: str, sha: str | None, then: dict[str, str], now: dict[str, str]) -> str:
     """The path, or the first file below it, that is not what it was."""
     name = next((n for n in sorted({*then, *now}) if then.get(n) != now.get(n)), None)
-    path = path if name is None else str(Path(path) / name)
-    return f"{path} changed" if Path(path).exists() else f"{path} is gone"
+    if name is not None:
+        path, sha = str(Path(path) / name), now.get(name)
+    return f"{path} changed" if sha or Path(path).exists() else f"{path} is gone"
 
 
 def is_done(run: Path, stage: Stage) -> bool:
@@ -171,16 +188,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def forget(run: Path, stages: Sequence[Stage], name: str) -> list[str]:
-    """Clear a stage and every later one that reads what it makes; their names."""
-    forgotten, gone = [], []
+def depending(stages: Sequence[Stage], name: str) -> list[Stage]:
+    """A stage and every later one that reads what it makes."""
+    found: list[Stage] = []
     for stage in stages[index_of(stages, name, "--redo") :]:
-        if stage.name != name and not any(_overlap(i, path) for i in stage.inputs for path in gone):
-            continue
-        clear(run, stage)
-        gone += stage.outputs
-        forgotten.append(stage.name)
-    return forgotten
+        made = [path for earlier in found for path in earlier.outputs]
+        if not found or any(_overlap(i, path) for i in stage.inputs for path in made):
+            found.append(stage)
+    return found
 
 
 def _overlap(one: str, other: str) -> bool:
@@ -195,98 +210,9 @@ def index_of(stages: Sequence[Stage], name: str, option: str) -> int:
     return names.index(name)
 
 
-def run_stage(run: Path, stage: Stage, execute: Callable[[list[str]], None]) -> float:
-    """Run one stage, check its outputs, write its manifest; the seconds it took."""
-    missing = [name for name in stage.inputs if not Path(name).exists()]
-    if missing:
-        raise ValueError(
-            f"stage {stage.name}: input {missing[0]} is missing; run the stage that makes it first"
-        )
-    begun = record_of(stage, inputs=stage.inputs)
-    begun["attempts"] = 1 + _attempts(started_path(run, stage))
-    manifest_path(run, stage).unlink(missing_ok=True)
-    write_json(started_path(run, stage), begun)
-    started = time.monotonic()
-    execute(list(stage.command))
-    seconds = time.monotonic() - started
-    made = record_of(stage, outputs=stage.outputs)
-    absent = [name for name, digest in made["outputs"].items() if not digest]
-    if absent:
-        raise ValueError(
-            f"stage {stage.name} ended without writing {absent[0]}; its command was: {stage.shell}"
-        )
-    manifest = {**begun, **made, "files": begun["files"] | made["files"], "seconds": seconds}
-    write_json(manifest_path(run, stage), manifest | spent(run / stage.name))
-    started_path(run, stage).unlink()
-    return seconds
-
-
-def _attempts(started: Path) -> int:
-    """How often the unfinished stage was begun before."""
-    return json.loads(started.read_text(encoding="utf-8")).get("attempts", 1) if started.exists() else 0
-
-
 def up_to(stages: Sequence[Stage], until: str | None) -> list[Stage]:
     """The stages until the named one, that one included; None: all."""
     return list(stages) if until is None else list(stages[: index_of(stages, until, "--until") + 1])
-
-
-@contextmanager
-def holding(run: Path) -> Iterator[None]:
-    """Whatever removes, writes or runs anything in a run's folder does so inside; ValueError where it is held."""
-    folder = run.resolve()  # "." has no name
-    try:
-        held = lock(folder.with_name(f".{folder.name}.lock"))
-    except Busy as holder:
-        raise ValueError(
-            f"{run}: {holder} runs its stages; wait for it, stop it, or give another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        if held is not None:
-            held.release()
-
-
-def run_stages(
-    run: str | Path,
-    stages: Sequence[Stage],
-    execute: Callable[[list[str]], None],
-    say: Callable[[str], None] = print,
-    refuse: bool = False,
-    take_over: Callable[[Stage], object] | None = None,
-) -> dict[str, float]:
-    """Run the stages in order, skipping what is done; seconds by stage (0 for a skipped one). Call it inside `holding`.
-
-    Args:
-        run: the run's folder; manifests go below it.
-        execute: runs one command's arguments, `llama2_pl.cli.main` in use.
-        say: where progress lines go.
-        refuse: raise where a stage was done, or begun, with something else; False: clear it and make it again.
-        take_over: is asked before a stage is run, and may put what another run made in its place.
-    """
-    run = Path(run)
-    seconds, pace = {}, None
-    left = sum(stage.share for stage in stages)
-    for number, stage in enumerate(stages, 1):
-        title = f"[{number}/{len(stages)}] {stage.name}"
-        taken = take_over(stage) if take_over else None
-        if is_done(run, stage) and not stage.always:
-            say(f"{title}: {f'taken over from {taken}' if taken else 'done before, skipped'}")
-            seconds[stage.name] = 0.0
-            left -= stage.share
-            continue
-        if found := changes(run, stage):
-            _settle(run, stage, found, refuse)
-            say(f"{title}: {'; '.join(found)}; made again from its start")
-        eta = f" · about {_minutes(left * pace)} left" if pace else ""
-        say(f"{title}: {stage.about}{eta}\n    $ {stage.shell}")
-        seconds[stage.name] = run_stage(run, stage, execute)
-        left -= stage.share
-        ran = [s for s in stages[:number] if seconds[s.name] > 0]
-        pace = sum(seconds[s.name] for s in ran) / max(sum(s.share for s in ran), 1e-9)
-        say(f"    {stage.name} took {seconds[stage.name]:.0f} s")
-    return seconds
 
 
 def refuse_wide_outputs(run: Path, stages: Sequence[Stage]) -> None:
@@ -298,18 +224,3 @@ def refuse_wide_outputs(run: Path, stages: Sequence[Stage]) -> None:
                     f"stage {stage.name}: its output {path} holds {kept}, which it does not make; name the files or "
                     "folders that it makes"
                 )
-
-
-def _settle(run: Path, stage: Stage, found: list[str], refuse: bool) -> None:
-    """What no longer matches is refused, or cleared: resumed, its old checkpoint would pass for the new one."""
-    if not refuse:
-        clear(run, stage)
-    elif not stage.derived:
-        raise ValueError(
-            f"stage {stage.name} in {run} no longer matches: {'; '.join(found)}. Put it back, or make the stage and "
-            f"all that depends on it again with --redo {stage.name}, or give a fresh --out folder"
-        )
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.evaluation.curves import read_curve
 from llama2_pl.files import write_json, write_text
 from llama2_pl.rlhf.recipe import configs_folder, execute, refuse_secrets
@@ -28,6 +30,7 @@ def study(
     arms: dict[str, Any],
     seeds: Sequence[int] = (1, 2, 3),
     against: dict[str, str] | None = None,
+    hardware: Hardware = HARDWARE,
 ) -> None:
     """Run each arm with each seed, as `llama2-pl rlhf` on its own folder, and write out/study.json and out/study.md.
 
@@ -41,6 +44,7 @@ def study(
             `until: v1/judges` an arm asks about reward models alone.
         seeds: of every arm.
         against: arms to compare, seed by seed: {beta_0: beta_0.05} reports beta_0 minus beta_0.05.
+        hardware: device and precision of all that is no training.
     """
     if unknown := {name for pair in (against or {}).items() for name in pair} - set(arms):
         raise ValueError(f"against: no arm {min(unknown)!r}; the arms are {', '.join(arms)}")
@@ -49,17 +53,18 @@ def study(
         raise ValueError(f"loop: {loop} is no file, and there is no packaged {path}")
     base = yaml.safe_load(path.read_text(encoding="utf-8"))
     refuse_secrets({"loop": base, "arms": arms})
+    own = {} if hardware == HARDWARE else {"hardware": asdict(hardware)}
     found: dict[str, list[Measured]] = {}
     for arm, overrides in arms.items():
         for seed in seeds:
             run = Path(out) / arm / f"seed{seed}"
-            # JSON is YAML
-            write_json(run / "rlhf.yaml", merged(base, {**(overrides or {}), "seed": seed}))
+            config = merged(base, {**(overrides or {}), **own, "seed": seed})
             print(f"{arm}, seed {seed}: {run}")
             share = json.dumps(
                 [str(Path(out) / earlier / f"seed{seed}") for earlier in found if earlier != arm]
             )
-            execute(["rlhf", f"--config={run / 'rlhf.yaml'}", f"--out={run}", f"--share={share}"])
+            execute(["rlhf", f"--config={json.dumps(config)}", f"--out={run}", f"--share={share}"])
+            write_json(run / "rlhf.yaml", config)  # JSON is YAML; not before: a run may be refused
             found.setdefault(arm, []).append(measured(run))
     rows, differences = rows_of(found), differences_of(found, against or {})
     about = {"seeds": list(seeds), "arms": arms, "against": against}

@@ -7,21 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.data.dialogues import opening
-from llama2_pl.data.readers.common import write_jsonl
+from llama2_pl.data.readers import PromptRow, prompt_to_row, read_prompts, write_jsonl
 from llama2_pl.data.sampling import is_held_out
 from llama2_pl.evaluation.best_of_n import best_temperature
+from llama2_pl.evaluation.judges import Judges
 from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.files import write_json
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
-from llama2_pl.rlhf.collect import dialog_of
-from llama2_pl.rlhf.evaluate import best_of_n, few, prompts_that_fit, reward_models, sample_dialogues
-from llama2_pl.rlhf.hardware import HARDWARE, Hardware
+from llama2_pl.rlhf.evaluate import best_of_n, few, prompts_that_fit, sample_dialogues
+from llama2_pl.rlhf.judges import reward_models
 from llama2_pl.rlhf.reuse import link
 from llama2_pl.rlhf.scores import (
     Heard,
-    Judges,
-    PromptTask,
     Speaker,
     forgetting,
     gold_by_kind,
@@ -41,16 +40,15 @@ def split_held_out(prompts: str, out: str) -> None:
     that held the prompts out of a training set: by that one they would all be in one half.
 
     Args:
-        prompts: rows of prompts that nothing trains on.
+        prompts: file of prompts that nothing trains on.
         out: folder of the two files.
     """
-    with open(prompts, encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in lines]
+    rows = list(read_prompts(prompts, tasks="optional"))
     for name, half in (("select", True), ("test", False)):
-        kept = [row for row in rows if is_held_out(f"half {opening(dialog_of(row))}", 0.5) is half]
+        kept = [row for row in rows if is_held_out(f"half {opening(row.prompt)}", 0.5) is half]
         if not kept:
             raise ValueError(f"{prompts}: {len(rows)} prompts are too few for two halves; give more")
-        write_jsonl(Path(out) / f"{name}.jsonl", kept)
+        write_jsonl(Path(out) / f"{name}.jsonl", map(prompt_to_row, kept))
 
 
 def tune_temperature(
@@ -224,7 +222,7 @@ def compare_versions(
 def _in_turn(
     policies: dict[str, str],
     hardware: Hardware,
-    asked: Sequence[PromptTask],
+    asked: Sequence[PromptRow],
     judges: Judges,
     speak: Speaker,
     each: int,

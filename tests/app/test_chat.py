@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llama2_pl.app import chat as app
+from llama2_pl.checkpoints.hardware import Hardware
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.text.tokenizer import Tokenizer, train_tokenizer
@@ -121,6 +122,16 @@ def test_chat_reads_standard_input_to_its_end(checkpoint, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("(best.ckpt: context of 96 tokens.")
     assert printed.count("you: ") == 4 and "holds the control tag" in printed
+
+
+def test_the_model_is_where_and_in_the_precision_that_was_asked_for(checkpoint, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    seen = []
+    monkeypatch.setattr(app, "converse", lambda model, *_: seen.append(model.head.weight.dtype))
+    app.chat(str(checkpoint), hardware=Hardware("cpu", "bf16-true"))
+    assert seen == [torch.bfloat16]
+    with pytest.raises(ValueError, match=r"hardware\.device is 'gpu': give auto, cpu, cuda or cuda:N"):
+        app.chat(str(checkpoint), hardware=Hardware("gpu"))
 
 
 def test_the_seed_repeats_a_conversation(checkpoint, tokenizer, monkeypatch, capsys):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
+import gzip
+import json
 import math
 import random
 import time
@@ -22,7 +24,7 @@ from torch.utils.data import DataLoader
 from llama2_pl.callbacks import early_stopping
 from llama2_pl.callbacks.early_stopping import HeldOutPromptEarlyStopping
 from llama2_pl.callbacks.held_out import HeldOut, Sampling, answer_kl, counted_rewards, look
-from llama2_pl.callbacks.rewards import CheckpointReward, ModelReward, check_reward
+from llama2_pl.callbacks.rewards import CheckpointReward, ModelReward, OracleReward, check_reward
 from llama2_pl.checkpoints import verified
 from llama2_pl.checkpoints.verified import write_checkpoint
 from llama2_pl.data.readers.prompts import PromptRow
@@ -437,6 +439,30 @@ def test_reward_models_come_from_their_checkpoints(
     reward = CheckpointReward(str(tmp_path / "h.ckpt"), str(tokenizer.path))
     rows = [PromptRow(Dialog.of([("user", PROMPTS[0])]))]
     assert reward(rows, ["red"]) == pytest.approx(ModelReward(model, None, tokenizer)(rows, ["red"]))
+
+
+def test_a_reward_model_whose_score_is_no_number_is_refused(tokenizer: Tokenizer, tiny: ModelConfig) -> None:
+    """The best look would be chosen by a comparison that is always false."""
+    model = ScalarModel(tiny)
+    torch.nn.init.constant_(model.head.weight, float("nan"))
+    with pytest.raises(ValueError, match="the helpfulness reward model gives nan to an answer to 'what'"):
+        ModelReward(model, None, tokenizer)([PromptRow(Dialog.of([("user", "what")]))], ["red"])
+
+
+def test_the_oracle_knows_the_prompts_of_its_files_in_any_format_of_prompts(tmp_path: Path) -> None:
+    best = "I cannot help with that because it would hurt people. Please ask me something else."
+    task = {"kind": "safety", "answers": [best]}
+    (tmp_path / "p.jsonl.gz").write_bytes(
+        gzip.compress(json.dumps({"prompt": "How?", "task": task}).encode())
+    )
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Who?"}\n')
+    oracle = OracleReward(str(tmp_path / "p.jsonl.gz"))
+    asked = PromptRow(Dialog.of([("user", "How?")]))
+    assert oracle([asked, asked], [best, " "]) == pytest.approx([1.0, 0.0])
+    with pytest.raises(ValueError, match=r"no task for the prompt 'Who\?'"):
+        oracle([PromptRow(Dialog.of([("user", "Who?")]))], [best])
+    with pytest.raises(ValueError, match=r"p\.jsonl:1: no 'task': the oracle judges only prompts of"):
+        OracleReward([str(tmp_path / "p.jsonl")])
 
 
 def test_the_best_checkpoint_is_renamed_only_when_its_write_in_the_background_is_done(

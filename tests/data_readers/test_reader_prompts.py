@@ -52,6 +52,32 @@ def test_each_json_format_is_told_by_its_keys(tmp_path: Path, row: dict, expecte
     assert next(iter(read_prompts(path, is_safety=True))).is_safety
 
 
+TASK = {"kind": "safety", "answers": ["No."]}
+
+
+@pytest.mark.parametrize("row", [{"prompt": "q"}, {"messages": [{"role": "user", "content": "q"}]}])
+def test_a_task_is_read_where_somebody_asks(tmp_path: Path, row: dict) -> None:
+    path = _write(tmp_path / "p.jsonl", json.dumps({**row, "task": TASK}) + "\n")
+    assert [r.task for r in read_prompts(path)] == [None]
+    for tasks in ("optional", "required"):
+        assert list(read_prompts(path, tasks=tasks)) == [PromptRow(_question("q"), False, "p.jsonl:1", TASK)]
+
+
+def test_a_task_that_no_oracle_knows_is_refused_where_one_judges_and_nowhere_else(tmp_path: Path) -> None:
+    lines = ['{"prompt": "q"}', '{"prompt": "q", "task": "QA"}', '{"prompt": "q", "task": {"kind": "fact"}}']
+    paths = [_write(tmp_path / f"{n}.jsonl", f"{line}\n") for n, line in enumerate(lines)]
+    assert [len(list(read_prompts(path))) for path in paths] == [1, 1, 1]
+    assert next(read_prompts(paths[0], tasks="optional")).task is None
+    with pytest.raises(ValueError, match=r"0\.jsonl:1: no 'task'.*ratings from people"):
+        list(read_prompts(paths[0], tasks="required"))
+    with pytest.raises(ValueError, match=r"1\.jsonl:1: key 'task' is str 'QA'"):
+        list(read_prompts(paths[1], tasks="optional"))
+    with pytest.raises(
+        ValueError, match=r"2\.jsonl:1: key 'task' is .*'fact'.* without about, allowed, answers"
+    ):
+        list(read_prompts(paths[2], tasks="optional"))
+
+
 def test_text_lines_are_prompts_and_blank_ones_are_counted(tmp_path: Path) -> None:
     report = ReadReport()
     rows = list(read_prompts(_write(tmp_path / "p.txt", "\ufeffone\r\n\r\ntwo"), report=report))
@@ -93,9 +119,9 @@ def test_a_column_for_what_is_no_csv_is_refused(tmp_path: Path) -> None:
 
 def test_our_own_rows_come_back_as_they_went(tmp_path: Path) -> None:
     context = Dialog.of([("system", "s"), ("user", "q"), ("assistant", "x"), ("user", "more")])
-    rows = [PromptRow(context, True, "a"), PromptRow(_question("é"), False, "b")]
+    rows = [PromptRow(context, True, "a"), PromptRow(_question("é"), False, "b", TASK)]
     write_jsonl(tmp_path / "p.jsonl", map(prompt_to_row, rows))
-    assert list(read_prompts(tmp_path / "p.jsonl")) == rows
+    assert list(read_prompts(tmp_path / "p.jsonl", tasks="optional")) == rows
 
 
 REAL = {

@@ -13,7 +13,7 @@ import pytest
 
 from llama2_pl.data import PromptDataModule
 from llama2_pl.modules import PretrainModule, RejectionSamplingModule, RewardModule
-from llama2_pl.modules.rejection_sampling import read_rows
+from llama2_pl.modules.answer_files import read_rows
 
 PROMPTS, BATCH, K = 7, 2, 3
 

@@ -12,7 +12,8 @@ import pytest
 
 from llama2_pl.data.batches import PromptBatch
 from llama2_pl.modules import PretrainModule, RejectionSamplingModule, RewardModule
-from llama2_pl.modules.rejection_sampling import best_sample, merge_winners, read_rows
+from llama2_pl.modules.answer_files import read_rows
+from llama2_pl.modules.rejection_sampling import best_sample, merge_winners
 from llama2_pl.text.chat import Dialog
 
 

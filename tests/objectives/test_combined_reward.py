@@ -29,6 +29,12 @@ def test_which_model_speaks(safety, helpfulness, tagged, score, from_safety):
     assert got.from_safety.item() is from_safety
 
 
+def test_without_a_safety_model_helpfulness_speaks_also_of_tagged_prompts():
+    got = combined_reward(None, torch.tensor([0.5, 90.0, -4.0]), torch.tensor([True, False, False]))
+    assert got.scores.tolist() == pytest.approx([0.5, LOGIT_LIMIT, -4.0])
+    assert not got.from_safety.any()
+
+
 def test_the_threshold_moves_the_branch():
     arguments = torch.tensor([-1.0]), torch.tensor([0.5]), torch.tensor([False])
     assert combined_reward(*arguments, threshold=0.15).scores.item() == 0.5

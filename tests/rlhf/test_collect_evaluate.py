@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import weakref
 from pathlib import Path
@@ -12,20 +13,21 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from llama2_pl.checkpoints.hardware import Hardware
 from llama2_pl.data.default import write, write_default_data
 from llama2_pl.data.default.oracle import judge, rating_of
-from llama2_pl.data.readers import read_preferences
+from llama2_pl.data.readers import PromptRow, read_preferences
 from llama2_pl.data.vocabulary import train_tokenizer_on_files
 from llama2_pl.evaluation.answers import room_for_prompt
+from llama2_pl.evaluation.judges import Judges, dialogue_ids
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.report.build import build_report
 from llama2_pl.rlhf import collect
 from llama2_pl.rlhf.collect import collect_preferences
-from llama2_pl.rlhf.evaluate import evaluate, pairs_that_fit, prompts_that_fit, score_preferences
-from llama2_pl.rlhf.hardware import Hardware
+from llama2_pl.rlhf.evaluate import evaluate, prompts_that_fit
+from llama2_pl.rlhf.judges import pairs_that_fit, score_preferences
 from llama2_pl.rlhf.pool import Entry, rescored
-from llama2_pl.rlhf.scores import Judges, dialogue_ids
 from llama2_pl.rlhf.versions import compare_versions
 from llama2_pl.text.chat import Dialog, encode_prompt
 from llama2_pl.text.tokenizer import Tokenizer
@@ -132,7 +134,7 @@ def test_an_answer_is_of_the_model_and_temperature_that_it_names_and_neither_tel
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In one batch a model had one temperature, and rows would have taught to know the model by it."""
-    asked = [{"messages": [{"role": "user", "content": f"question {n}"}]} for n in range(200)]
+    asked = [PromptRow(Dialog.of([("user", f"question {n}")])) for n in range(200)]
     monkeypatch.setattr(
         collect,
         "answer",
@@ -385,15 +387,16 @@ def test_the_longest_answer_that_rejection_sampling_takes_enters_the_pool(run: R
 def test_a_reward_model_whose_scores_are_no_numbers_has_no_accuracy(run: Run) -> None:
     pairs = list(read_preferences(run.data / "preferences/helpful_val.jsonl"))[:2]
     judges = judges_of(run, 512)
-    torch.nn.init.constant_(judges.safety.head.weight, float("nan"))
+    safety = judges.models()["safety"]
+    torch.nn.init.constant_(safety.head.weight, float("nan"))
     with pytest.raises(ValueError, match=r"the reward model gives nan to an answer to .*4 of 4 answers"):
-        score_preferences(judges.safety, pairs, judges.tokenizer, [pair.source for pair in pairs])
+        score_preferences(safety, pairs, judges.tokenizer, [pair.source for pair in pairs])
 
 
 def test_prompts_that_a_judge_cannot_read_with_an_answer_are_left_out(run: Run, tmp_path: Path) -> None:
-    path, model = tmp_path / "prompts.jsonl", LanguageModel(CONFIG)
-    asked = [[{"role": "user", "content": "what then? " * n}] for n in (1, 20)]
-    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in asked))
+    path, model = tmp_path / "prompts.jsonl.gz", LanguageModel(CONFIG)
+    lines = [json.dumps({"prompt": "what then? " * n}) for n in (1, 20)]
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
     kept = [len(prompts_that_fit([str(path)], None, judges_of(run, n), model, 8)) for n in (512, 64)]
     assert kept == [2, 1]
 

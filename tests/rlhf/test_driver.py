@@ -16,16 +16,19 @@ import yaml
 from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.cli import main
 from llama2_pl.data.default import write, write_default_data
+from llama2_pl.data.readers import read_prompts
 from llama2_pl.data.vocabulary import train_tokenizer_on_files
 from llama2_pl.evaluation.curves import read_curve
+from llama2_pl.evaluation.judges import Judges
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.modules import RejectionSamplingModule, RewardModule
 from llama2_pl.rlhf import driver
-from llama2_pl.rlhf.evaluate import reward_models
-from llama2_pl.rlhf.scores import Judges, load_judges
+from llama2_pl.rlhf.judges import reward_models
+from llama2_pl.rlhf.runner import holding
+from llama2_pl.rlhf.scores import load_judges
 from llama2_pl.rlhf.settings import Start
-from llama2_pl.rlhf.stages import fingerprint, holding
+from llama2_pl.rlhf.stages import fingerprint
 from llama2_pl.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.timeout(180)  # whichever test comes first runs the loop
@@ -285,9 +288,12 @@ def test_the_temperature_and_the_checkpoint_are_those_with_the_highest_reward(do
 
 def test_the_versions_are_reported_on_prompts_that_nothing_was_chosen_by(done: Path, start: Path) -> None:
     run = done / "run"
-    halves = [lines(run / f"held_out/{name}.jsonl") for name in ("select", "test")]
-    asked = lines(start / "data/prompts/val.jsonl")
-    assert sorted(map(json.dumps, halves[0] + halves[1])) == sorted(map(json.dumps, asked))
+    paths = [
+        *(run / f"held_out/{name}.jsonl" for name in ("select", "test")),
+        start / "data/prompts/val.jsonl",
+    ]
+    *halves, asked = ([*read_prompts(path, tasks="required")] for path in paths)
+    assert sorted(halves[0] + halves[1], key=lambda row: row.id) == sorted(asked, key=lambda row: row.id)
     results = read(run / "results.json")
     assert [row["version"] for row in results["versions"]] == ["v0", "v1", "v2"]
     for row in results["versions"]:
@@ -321,14 +327,20 @@ def test_the_versions_are_reported_on_prompts_that_nothing_was_chosen_by(done: P
 def test_other_options_are_refused_with_the_stage_to_redo(
     done: Path, start: Path, words: tuple[str, ...], stage: str, message: str
 ) -> None:
-    with pytest.raises(
-        ValueError, match=rf"stage {stage} .*{message}.*--redo {stage}, or give a fresh --out"
-    ):
-        rlhf(done, config_of(start), *words)
+    before = state(done / "run")
+    for again in ((), ("--redo=v2/choice",)):
+        with pytest.raises(
+            ValueError, match=rf"stage {stage} .*{message}.*--redo {stage}, or give a fresh --out"
+        ):
+            rlhf(done, config_of(start), *words, *again)
+        assert state(done / "run") == before
 
 
-def state(run: Path) -> dict[str, str]:
-    return {str(path): fingerprint(path) for path in run.rglob("*") if path.is_file()}
+def state(run: Path) -> dict[str, tuple[str, int]]:
+    """The hash of each file and when it was written."""
+    return {
+        str(path): (fingerprint(path), path.stat().st_mtime_ns) for path in run.rglob("*") if path.is_file()
+    }
 
 
 def test_a_run_that_another_process_holds_is_left_as_it_is(done: Path, start: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama2_pl.checkpoints.hardware import Hardware
 from llama2_pl.data.readers import write_jsonl
 from llama2_pl.files import write_json
 from llama2_pl.model.config import ModelConfig
@@ -45,6 +46,10 @@ def test_every_model_is_measured_at_the_turns_and_looked_at_on_the_same_dialogue
         limit=2,
         max_new_tokens=5,
     )
+    with pytest.raises(ValueError, match=r"hardware\.device is 'gpu'"):
+        gatt.measure_ghost_attention(
+            models, str(words.path), str(tmp_path / "cases.jsonl"), str(out), hardware=Hardware("gpu")
+        )
     found = json.loads(out.read_text())
     assert {name: list(by_turn) for name, by_turn in found["gatt"].items()} == {
         key: ["1", "3"] for key in models
@@ -68,8 +73,10 @@ def test_a_study_pools_the_seeds_and_takes_the_wider_interval(
 ) -> None:
     kept, ran = {1: 0.2, 2: 0.3, 3: 0.4}, []
 
-    def recipe(plan: str, out: str, data: str, seed: int) -> None:
-        ran.append((plan, data, seed))
+    def recipe(
+        plan: str, out: str, data: str, extra: list[str] | None, *, seed: int, hardware: Hardware
+    ) -> None:
+        ran.append((plan, data, extra, seed, hardware))
         rows = {
             "with": {"20": {"mean": kept[seed], "count": 10}},
             "without": {"20": {"mean": 0.0, "count": 10}},
@@ -79,8 +86,8 @@ def test_a_study_pools_the_seeds_and_takes_the_wider_interval(
     commands = []
     monkeypatch.setattr(gatt, "recipe", recipe)
     monkeypatch.setattr(gatt, "execute", commands.append)
-    gatt.gatt_study(str(tmp_path), "runs/demo")
-    assert ran == [("gatt", "runs/demo", seed) for seed in (1, 2, 3)]
+    gatt.gatt_study(str(tmp_path), "runs/demo", extra=["--x=1"], hardware=Hardware("cuda:1"))
+    assert ran == [("gatt", "runs/demo", ["--x=1"], seed, Hardware("cuda:1")) for seed in (1, 2, 3)]
     found = json.loads((tmp_path / "results.json").read_text())
     # Student's t: standard deviation 0.1, t = 4.303 for two degrees of freedom: 0.3 -+ 4.303 * 0.1 / sqrt(3), so
     # [0.0516, 0.5484]. Wilson for 3 of 10, z^2 = 3.8415: (0.3 + 0.1921 -+ 1.96 * sqrt(0.021 + 0.0096)) / 1.3842, so

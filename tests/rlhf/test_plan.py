@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import yaml
 
-from llama2_pl.commands.registry import parse_tool
-from llama2_pl.rlhf.driver import check, filled, rlhf, without_ratings_to_come, write_configs
+from llama2_pl.checkpoints.hardware import Hardware
+from llama2_pl.commands.registry import TOOLS, find_tool, load, parse_tool
+from llama2_pl.rlhf.driver import check, config_texts, filled, rlhf, without_ratings_to_come
 from llama2_pl.rlhf.plan import plan
+from llama2_pl.rlhf.recipe import WITH_HARDWARE, on_hardware
+from llama2_pl.rlhf.runner import write_texts
 from llama2_pl.rlhf.settings import Every, Files, Loop, Ratings, Sampling
 from llama2_pl.rlhf.stages import Stage
 
@@ -147,20 +151,24 @@ def test_start_is_filled_in_and_missed_where_it_is_not_given() -> None:
         filled(files, None)
 
 
-def packaged(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Loop, list[Stage]]:
+def packaged(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str
+) -> tuple[Loop, list[Stage]]:
     """What a packaged config plans, with its configs written; the start is an empty folder with one prompt."""
     found: list = []
     monkeypatch.setattr(
-        "llama2_pl.rlhf.driver.run_stages", lambda run, stages, *_, **__: found.append(stages)
+        "llama2_pl.rlhf.driver.run_stages",
+        lambda run, stages, *_, configs, **__: (write_texts(configs), found.append(stages)),
     )
     monkeypatch.setattr("llama2_pl.rlhf.driver.recipe", lambda *_, **__: None)
     monkeypatch.setattr(
-        "llama2_pl.rlhf.driver.write_configs", lambda loop: (found.append(loop), write_configs(loop))
+        "llama2_pl.rlhf.driver.config_texts", lambda loop: found.append(loop) or config_texts(loop)
     )
     (tmp_path / "data/prompts").mkdir(parents=True)
-    (tmp_path / "data/prompts/train.jsonl").write_text('{"messages": [], "task": {}}\n')
+    row = {"prompt": "Is it?", "task": {"kind": "safety", "answers": ["No."]}}
+    (tmp_path / "data/prompts/train.jsonl").write_text(json.dumps(row) + "\n")
     words = [f"--config={CONFIGS}/rlhf/{name}.yaml", f"--out={tmp_path}/run", f"--start.folder={tmp_path}"]
-    rlhf(**parse_tool("rlhf", words))
+    rlhf(**parse_tool("rlhf", [*words, *more]))
     return found[0], found[1]
 
 
@@ -190,9 +198,33 @@ def test_every_stage_of_a_packaged_config_parses(
     assert config["trainer"]["callbacks"][-1]["init_args"]["gold"]["class_path"].endswith("OracleReward")
 
 
+def test_hardware_goes_to_every_command_that_is_no_training_and_by_default_to_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("--hardware.device=cpu", "--hardware.precision=bf16-true")
+    _, stages = packaged("small", tmp_path, monkeypatch, *given)
+    own = {s.name.split("/")[-1]: [w for w in s.command if w.startswith("--hardware")] for s in stages}
+    without = {*PLAIN, "held_out", "report"}
+    assert own == {name: [] if name in without else [*given] for name in own}
+    for s in stages:
+        if found := find_tool([*s.command]):
+            parse_tool(*found)
+    assert not any("hardware" in word for s in plan(loop_of()) for word in s.command)
+
+
+def test_each_tool_that_takes_hardware_is_given_it_in_a_recipe() -> None:
+    taking = {name for name, tool in TOOLS.items() if "hardware" in signature(load(tool)).parameters}
+    assert taking - {"chat", "demo", "recipe"} == WITH_HARDWARE
+    stages = [
+        Stage("x", "", (*words.split(), "--out", "gatt"), (), ()) for words in ("gatt", "gatt cases", "fit")
+    ]
+    stages = on_hardware(stages, Hardware("cuda:1"))
+    assert [s.command[-1] for s in stages] == ["--hardware.device=cuda:1", "gatt", "gatt"]
+
+
 def test_people_who_rate_need_no_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, _ = packaged("small", tmp_path, monkeypatch)
-    Path(loop.files.prompts).write_text('{"messages": []}\n')
-    write_configs(loop)
+    Path(loop.files.prompts).write_text('{"prompt": "Is it?"}\n')
+    write_texts(config_texts(loop))
     doctor = yaml.safe_load((tmp_path / "run/v5/configs/ppo.yaml").read_text())["trainer"]["callbacks"][-1]
     assert doctor["init_args"]["gold"] is None

@@ -183,11 +183,11 @@ def test_each_stage_of_a_packaged_recipe_reads_what_an_earlier_one_wrote(name: s
 @pytest.mark.parametrize("name", ["demo", "real", "gatt"])
 def test_each_file_that_a_packaged_stage_or_its_config_names_is_an_input(name: str) -> None:
     variables = {"RUN": "/r", "CONFIGS": "/r/configs", "STDLIB": "/lib", "DATA": "/d", "SEED": "1"}
-    configs = filled_configs(configs_folder(name), variables)
+    configs = filled_configs(configs_folder(name), variables, Path("/r/configs"))
     for stage in read_recipe(configs_folder(name) / "recipe.yaml", variables)[
         :-1
     ]:  # the report reads the run
-        own = [configs[Path(word).name] for word in stage.command if word.startswith("/r/configs/")]
+        own = [configs[Path(word)] for word in stage.command if word.startswith("/r/configs/")]
         named = re.findall(r"/[rd]/[^\s,\]}]+", " ".join([*stage.command, *own]))
         allowed = (*stage.inputs, *stage.outputs, f"/r/{stage.name}", "/r/cache")
         assert named and [p for p in named if not any(map(Path(p).is_relative_to, allowed))] == [], stage.name

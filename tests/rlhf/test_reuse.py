@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from llama2_pl.rlhf.reuse import take_over
-from llama2_pl.rlhf.stages import Stage, manifest_path, run_stages, started_path
+from llama2_pl.rlhf.runner import run_stages
+from llama2_pl.rlhf.stages import Stage, manifest_path, started_path
 
 SAVE_100 = "save: 100\nout: {run}/fit\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -9,14 +10,18 @@ import pytest
 import torch
 import yaml
 
+from llama2_pl.checkpoints.hardware import Hardware
+from llama2_pl.commands.registry import parse_tool
+from llama2_pl.data.readers import PromptRow, read_prompts, write_jsonl
 from llama2_pl.data.sampling import is_held_out
+from llama2_pl.evaluation import judges as judges_module
 from llama2_pl.evaluation.answers import Answers
 from llama2_pl.evaluation.best_of_n import best_temperature
-from llama2_pl.rlhf import scores
+from llama2_pl.evaluation.judges import Judges
 from llama2_pl.rlhf import study as study_module
 from llama2_pl.rlhf.evaluate import best_of_n
 from llama2_pl.rlhf.reuse import link
-from llama2_pl.rlhf.scores import Heard, Judges, PromptTask, forgetting, gold_by_kind, goodhart_gap, judged
+from llama2_pl.rlhf.scores import Heard, forgetting, gold_by_kind, goodhart_gap, judged
 from llama2_pl.rlhf.study import merged, over_seeds, study
 from llama2_pl.rlhf.versions import checkpoints_in, split_held_out
 from llama2_pl.text.chat import Dialog
@@ -55,7 +60,7 @@ class OneOfTwo:
 
 
 def test_the_temperature_is_chosen_by_what_may_be_taken_and_the_curves_show_all_samples() -> None:
-    stub, asked = OneOfTwo(), [PromptTask(Dialog.of([("user", "q")]), False, None)]
+    stub, asked = OneOfTwo(), [PromptRow(Dialog.of([("user", "q")]))]
     found = best_of_n("model", asked, stub, stub, (1.0, 1.5), 2)["best_of_n"]  # type: ignore[arg-type]
     assert (
         found["reward_of_taken"] == {"1": 2.0, "1.5": 0.0}
@@ -70,10 +75,10 @@ def test_a_score_that_is_no_number_is_refused_with_its_judge_and_prompt(
 ) -> None:
     """It would win or lose in silence: every comparison with it is false."""
     judges = Judges("helpfulness", "safety", None)  # type: ignore[arg-type]  # both score by their names
-    asked = [PromptTask(Dialog.of([("user", text)]), False, None) for text in ("one", "two")]
+    asked = [PromptRow(Dialog.of([("user", text)])) for text in ("one", "two")]
     found = {"helpfulness": torch.zeros(4), "safety": torch.zeros(4)}
-    monkeypatch.setattr(scores, "dialogue_ids", lambda *_: [1])
-    monkeypatch.setattr(scores, "score_answers", lambda judge, _: found[judge])
+    monkeypatch.setattr(judges_module, "dialogue_ids", lambda *_: [1])
+    monkeypatch.setattr(judges_module, "score_answers", lambda judge, _: found[judge])
     assert judges.scores(asked, ["a"] * 4)[2].tolist() == [0.0] * 4
     for value in (float("nan"), float("inf")):
         found[broken] = torch.tensor([0.0, 0.0, value, 0.0])
@@ -92,11 +97,11 @@ def test_each_answer_is_judged_with_its_own_prompt_and_at_the_threshold(
         seen.append(ids)
         return torch.full((len(ids),), linear[model])
 
-    monkeypatch.setattr(scores, "score_answers", score)
-    monkeypatch.setattr(scores, "dialogue_ids", lambda dialog, text, _: dialog.messages[0].content + text)
-    prompts = [
-        PromptTask(Dialog.of([("user", text)]), tagged, None) for text, tagged in (("q", True), ("r", False))
-    ]
+    monkeypatch.setattr(judges_module, "score_answers", score)
+    monkeypatch.setattr(
+        judges_module, "dialogue_ids", lambda dialog, text, _: dialog.messages[0].content + text
+    )
+    prompts = [PromptRow(Dialog.of([("user", text)]), tagged) for text, tagged in (("q", True), ("r", False))]
 
     def judge(threshold: float) -> list[list[float]]:
         judges = Judges("helpful", "safe", None, threshold)  # type: ignore[arg-type]
@@ -132,11 +137,11 @@ def test_forgetting_is_the_fall_below_the_best_earlier_version_by_kind() -> None
 
 def test_gold_scores_are_kept_apart_by_kind_of_task() -> None:
     dialog = Dialog.of([("user", "q")])
-    rows = [PromptTask(dialog, False, {"kind": kind}) for kind in ("fact", "price")]
+    rows = [PromptRow(dialog, task={"kind": kind}) for kind in ("fact", "price")]
     found = gold_by_kind(rows, {"v0": START})["v0"]
     assert found == {"fact": pytest.approx(0.2), "price": pytest.approx(0.6)}
     unknown = heard([[1.0], [1.0]], None)
-    assert gold_by_kind([PromptTask(dialog, False, None)] * 2, {"v0": unknown}) == {}
+    assert gold_by_kind([PromptRow(dialog)] * 2, {"v0": unknown}) == {}
 
 
 def test_a_link_holds_the_checkpoint_and_replaces_an_older_one(tmp_path: Path) -> None:
@@ -161,6 +166,47 @@ def test_prompts_that_a_hash_held_out_fall_into_both_halves(tmp_path: Path) -> N
     split_held_out(str(tmp_path / "val.jsonl"), str(tmp_path))
     sizes = [len((tmp_path / f"{name}.jsonl").read_text().splitlines()) for name in ("select", "test")]
     assert sum(sizes) == len(rows) and min(sizes) > len(rows) / 4
+
+
+WILD = {
+    "rows.jsonl": "\n".join(json.dumps({"prompt": f"question {n}"}) for n in range(40)),
+    "rows.json": json.dumps([{"instruction": f"question {n}", "output": "a"} for n in range(40)]),
+    "dialogues.jsonl": "\n".join(
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": f"question {n}"},
+                    {"role": "assistant", "content": "a"},
+                ]
+            }
+        )
+        for n in range(40)
+    ),
+    "table.csv": "\n".join(["id,goal", *(f"{n},question {n}" for n in range(40))]),
+    "lines.txt": "\n".join(f"question {n}" for n in range(40)),
+}
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("name", WILD)
+def test_held_out_prompts_come_in_any_format_of_prompts(name: str, zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / (f"{name}.gz" if zipped else name)
+    path.write_bytes(gzip.compress(WILD[name].encode()) if zipped else WILD[name].encode())
+    split_held_out(str(path), str(tmp_path / "out"))
+    halves = [list(read_prompts(tmp_path / "out" / f"{half}.jsonl")) for half in ("select", "test")]
+    said = [row.prompt.messages[-1].content for rows in halves for row in rows]
+    assert all(halves) and sorted(said) == sorted(f"question {n}" for n in range(40))
+
+
+def test_held_out_prompts_keep_their_tag_and_their_task(tmp_path: Path) -> None:
+    task = {"kind": "safety", "answers": ["No."]}
+    rows = [{"prompt": f"question {n}", "is_safety": n % 2 == 0, "task": task} for n in range(20)]
+    write_jsonl(tmp_path / "val.jsonl", rows)
+    split_held_out(str(tmp_path / "val.jsonl"), str(tmp_path))
+    for half in ("select", "test"):
+        for row in read_prompts(tmp_path / f"{half}.jsonl", tasks="required"):
+            number = int(row.prompt.messages[0].content.split()[1])
+            assert row.is_safety == (number % 2 == 0) and row.task == task
 
 
 def test_an_interval_over_seeds_is_student_s() -> None:
@@ -191,8 +237,8 @@ def pretend_run(run: Path, gold: float, judge: str) -> None:
     """What a finished run leaves that a study reads."""
     row = {"version": "v0", "gold": {"mean": gold}, "reward": {"mean": 1.0}, "gap": None, "forgetting": 0.25}
     results = {"versions": [row], "reward_accuracy": {"helpfulness": {"overall": 0.7}}}
+    (run / "manifests").mkdir(parents=True)
     (run / "results.json").write_text(json.dumps(results))
-    (run / "manifests").mkdir()
     inputs = {f"{run}/v1/reward_safety/last.ckpt": judge, "other": "input"}
     (run / "manifests/compare.json").write_text(json.dumps({"inputs": inputs}))
     if "pool_all" in str(run):  # six looks, of which the last five count
@@ -210,7 +256,7 @@ def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
 
     def loop(args: list[str]) -> None:
         assert args[0] == "rlhf"
-        config = yaml.safe_load(Path(args[1].partition("=")[2]).read_text())
+        config = json.loads(args[1].partition("=")[2])
         shares.append(args[3].partition("=")[2])
         ran.append(config)
         gold = {"pool_all": 0.8, "pool_previous": 0.6}[Path(args[2]).parent.name] + config["seed"] / 10
@@ -252,6 +298,26 @@ def test_a_study_runs_every_arm_with_every_seed_and_tabulates_them(
     assert "| pool_all | v0 | 0.950 [0.315, 1.585] |" in text and "| pool_previous | v0 | 0.7" in text
     with pytest.raises(ValueError, match="against: no arm 'beta'; the arms are pool_all, pool_previous"):
         study(str(tmp_path / "study"), "rlhf/small.yaml", arms, [1, 2], {"beta": "pool_all"})
+
+
+def test_an_arm_that_is_refused_keeps_the_config_of_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loop(args: list[str]) -> None:
+        config = parse_tool("rlhf", args[1:])
+        assert config["hardware"] == Hardware("cuda:1")
+        if config["versions"] != 1:
+            raise ValueError("refused")
+        pretend_run(Path(config["out"]), 0.5, "same")
+
+    monkeypatch.setattr(study_module, "execute", loop)
+    study(str(tmp_path), "rlhf/small.yaml", {"one": {"versions": 1}}, [1], hardware=Hardware("cuda:1"))
+    with pytest.raises(ValueError, match="refused"):
+        study(str(tmp_path), "rlhf/small.yaml", {"one": {"versions": 2}}, [1], hardware=Hardware("cuda:1"))
+    left = json.loads((tmp_path / "one/seed1/rlhf.yaml").read_text())
+    assert (
+        left["versions"] == 1 and left["hardware"]["device"] == "cuda:1"
+    )  # the run goes on by its config alone
 
 
 def test_an_arm_may_end_with_its_reward_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

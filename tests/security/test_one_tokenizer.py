@@ -58,7 +58,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     assert words["mine"].vocab_size == words["other"].vocab_size
     asked = [{"role": "user", "content": "the cat"}]
     rows = {
-        "prompts": {"messages": asked, "task": {}, "is_safety": False},
+        "prompts": {"messages": asked, "task": {"kind": "safety", "answers": ["no"]}, "is_safety": False},
         "dialogues": {"messages": [*asked, {"role": "assistant", "content": "sat"}]},
         "pairs": {"prompt": asked, "chosen": "on the mat", "rejected": "ran"},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,6 @@ from llama2_pl.data.readers import (
     read_preferences,
     read_prompts,
 )
-from llama2_pl.rlhf.collect import read_tasks
-from llama2_pl.rlhf.evaluate import read_prompt_tasks
 from llama2_pl.rlhf.gatt import read_cases
 
 ASKED = [{"role": "user", "content": "q"}]
@@ -41,8 +40,11 @@ READERS = {
     "prompts": Door(read_prompts, {"messages": ASKED}, "messages"),
 }
 OURS = {
-    "tasks": Door(read_tasks, {"messages": ASKED, "task": {}, "is_safety": False}, "messages"),
-    "prompt tasks": Door(read_prompt_tasks, {"messages": ASKED}, "messages"),
+    "tasks": Door(
+        partial(read_prompts, tasks="required"),
+        {"messages": ASKED, "task": {"kind": "safety", "answers": ["No."]}},
+        "task",
+    ),
     "cases": Door(read_cases, {"instruction": "i", "user_turns": ["u"], "check": "ends:x"}, "user_turns"),
 }
 

@@ -1,7 +1,7 @@
 """Prompts for rejection sampling, PPO and evaluation. Llama 2 §3.2.3.
 
 Our own format, one JSON object a line: ``prompt`` (a list of role/content messages that ends with the user, an
-object with that list under ``messages``, or one string), and where known ``is_safety`` and ``id``.
+object with that list under ``messages``, or one string), and where known ``is_safety``, ``id`` and ``task``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from llama2_pl.data.readers.common import (
     DEFAULT_LIMITS,
@@ -20,6 +20,7 @@ from llama2_pl.data.readers.common import (
     Raw,
     Reading,
     ReadReport,
+    mapping,
     optional_bool,
     optional_string,
     parse_rows,
@@ -32,14 +33,25 @@ from llama2_pl.data.readers.preferences import asked, hh_prompt, one_question, p
 from llama2_pl.text.chat import Dialog
 
 _CSV_COLUMNS = ("prompt", "goal", "question", "instruction", "text")
+Tasks = Literal["ignore", "optional", "required"]
+# What the oracle of the embedded data reads of a task; see data/default/tasks.py.
+_TASK_KEYS = frozenset({"kind", "answers"})
+_FACT_KEYS = frozenset({"values", "family", "allowed", "about"})  # of every kind but safety
 
 
 class PromptRow(NamedTuple):
-    """A dialogue for the model to answer; ``is_safety`` marks one that may bring out an unsafe answer (§3.2.3)."""
+    """A dialogue for the model to answer.
+
+    Attributes:
+        is_safety: it may bring out an unsafe answer (§3.2.3).
+        task: what the oracle of the embedded data needs to judge an answer; None where nobody knows the truth, or
+            nobody asked.
+    """
 
     prompt: Dialog
     is_safety: bool = False
     id: str = ""
+    task: dict[str, Any] | None = None
 
 
 def read_prompts(
@@ -48,6 +60,7 @@ def read_prompts(
     *,
     column: str | None = None,
     is_safety: bool | None = None,
+    tasks: Tasks = "ignore",
     strict: bool = True,
     report: ReadReport | None = None,
     limits: Limits = DEFAULT_LIMITS,
@@ -61,6 +74,8 @@ def read_prompts(
         format: its format; "auto" tells it from the suffix and from the keys.
         column: of a CSV file; default: the first of prompt, goal, question, instruction, text that it has.
         is_safety: put in every row where given; default: the row's own, else False.
+        tasks: "optional" reads a row's ``task``; "required" takes a row without one for malformed. Other sets use the
+            key for what they like, so it is ignored where no oracle judges.
         strict: stop at a malformed row, or skip and count it.
         report: counts are added to it.
         limits: on size and on the share of malformed rows.
@@ -74,7 +89,8 @@ def read_prompts(
         raws, parse = json_rows(path, how), FormatChooser(PROMPT_FORMATS, kind)
 
     def finished(raw: Raw) -> list[PromptRow]:
-        return [_finish(row, path, raw, is_safety) for row in parse(raw)]
+        rows = [_finish(row, path, raw, is_safety) for row in parse(raw)]
+        return rows if tasks == "ignore" else [row._replace(task=_task(raw.value, tasks)) for row in rows]
 
     return parse_rows(raws, finished, how)
 
@@ -93,6 +109,25 @@ def _finish(row: PromptRow, path: Path, raw: Raw, is_safety: bool | None) -> Pro
     """Give a row its id, file:line where it has none, and the tag that the caller forces."""
     tag = row.is_safety if is_safety is None else is_safety
     return row._replace(id=row.id or f"{path.name}:{raw.line}", is_safety=tag)
+
+
+def _task(value: Any, tasks: Tasks) -> dict[str, Any] | None:
+    """The task of a row's value, with all that the oracle reads of it."""
+    task = value.get("task") if isinstance(value, dict) else None
+    if task is None:
+        if tasks == "required":
+            raise MalformedRow(
+                "no 'task': the oracle judges only prompts of the embedded data; collect ratings from people for others"
+            )
+        return None
+    task = mapping(task, "key 'task'")
+    wanted = _TASK_KEYS if task.get("kind") == "safety" else _TASK_KEYS | _FACT_KEYS
+    if absent := wanted - task.keys():
+        raise MalformedRow(
+            f"key 'task' is {task!r:.40} without {', '.join(sorted(absent))}: give it as `llama2-pl data default` "
+            "writes it, or leave it out"
+        )
+    return task
 
 
 def _csv_rows(path: Path, column: str | None, how: Reading) -> Iterator[Raw]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, TypeVar
 
 import torch
@@ -29,6 +29,10 @@ class Hardware:
 
     device: str = "auto"
     precision: Literal["auto", "32-true", "bf16-true"] = "auto"
+
+    def words(self) -> list[str]:
+        """The options of a command for it; "auto" is left out."""
+        return [f"--hardware.{name}={value}" for name, value in asdict(self).items() if value != "auto"]
 
     def load(self, path: str, tokenizer: Tokenizer | None = None) -> LanguageModel:
         """A checkpoint's language model, placed."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llama2_pl import LanguageModel, ModelConfig
-from llama2_pl.rlhf.hardware import Hardware
+from llama2_pl.checkpoints.hardware import Hardware
 
 TINY = ModelConfig(dim=32, n_layers=2, n_heads=4, vocab_size=64, multiple_of=16, max_seq_len=32)
 
