@@ -126,15 +126,19 @@ def prompts_that_fit(
 def compare_models(
     networks: dict[str, LanguageModel], rows: Sequence[PromptRow], judges: Judges, speak: Speaker, each: int
 ) -> dict[str, Any]:
-    """Gold scores, reward-model scores and win rates over the first model, `each` samples at T = 1 per prompt."""
+    """Gold scores, reward-model scores and win rates over the first model and over the one before.
+
+    `each` answers to a prompt, at temperature 1.
+    """
     heard = {name: listen(model, rows, judges, speak, each) for name, model in networks.items()}
-    first = next(iter(networks))
+    names = list(networks)
+    pairs = [(name, names[0]) for name in names[1:]] + list(zip(names[2:], names[1:], strict=False))
     results = {
-        "parameters": networks[first].config.num_parameters(),
+        "parameters": networks[names[0]].config.num_parameters(),
         "samples": sample_dialogues(
             rows, {name: speak(model, few(rows), 0.7) for name, model in networks.items()}
         ),
-        **judged(heard, {name: first for name in heard if name != first}),
+        **judged(heard, pairs),
     }
     is_safety = torch.tensor([row.is_safety for row in rows])
     kinds = {"helpfulness prompts": ~is_safety, "safety prompts": is_safety}

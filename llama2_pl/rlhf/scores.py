@@ -95,9 +95,8 @@ def gold_scores(rows: Sequence[PromptRow], answers: Sequence[str]) -> Tensor:
     )
 
 
-def judged(heard: dict[str, Heard], rivals: dict[str, str]) -> dict[str, Any]:
-    """Scores of each model and win rates over its rival, where it has one, under the names that the report knows."""
-    pairs = rivals.items()
+def judged(heard: dict[str, Heard], pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Scores of each model, and win rates of a pair's first over its second, under the names that the report knows."""
     results: dict[str, Any] = {
         "judged": {
             name: {

@@ -206,8 +206,8 @@ def compare_versions(
     asked = prompts_that_fit(prompts, limit, judges, first, max_new_tokens)
     del first
     heard, said = _in_turn(policies, hardware, asked, judges, speak, answers_per_prompt)
-    rivals = dict(zip(list(heard)[1:], heard, strict=False))  # the version before
-    results = {"about": about, "parameters": parameters, **judged(heard, rivals)}
+    pairs = list(zip(list(heard)[1:], heard, strict=False))  # each and the version before
+    results = {"about": about, "parameters": parameters, **judged(heard, pairs)}
     kinds = gold_by_kind(asked, heard)
     results |= {"gold_by_kind": kinds} if kinds else {}
     results["versions"] = _version_rows(Path(run), heard, kinds)

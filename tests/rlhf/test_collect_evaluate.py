@@ -258,6 +258,16 @@ def test_a_model_against_itself_ties_everywhere(results: dict) -> None:
     for table in ("win_rate", "judged_win_rate"):
         row = results[table]["ppo vs sft"]
         assert (row["mean"], row["ties"]) == (0.5, row["count"])
+        assert list(results[table]) == [
+            "rejection_sampling vs sft",
+            "ppo vs sft",
+            "ppo vs rejection_sampling",
+        ]
+        before, after = (
+            results[table]["rejection_sampling vs sft"],
+            results[table]["ppo vs rejection_sampling"],
+        )
+        assert (before["wins"], before["losses"]) == (after["losses"], after["wins"])  # ppo is sft here
     assert results["gold"]["ppo"] == results["gold"]["sft"]
     other = results["judged_win_rate"]["rejection_sampling vs sft"]
     assert other["ties"] < other["count"]

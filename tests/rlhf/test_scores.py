@@ -115,7 +115,7 @@ def test_each_answer_is_judged_with_its_own_prompt_and_at_the_threshold(
 def test_helpfulness_and_safety_are_judged_as_probabilities_and_the_combined_score_is_linear() -> None:
     columns = (torch.full((2, 2), x) for x in (0.0, 1.0986123, 2.0))  # sigmoid(0) = 1/2, sigmoid(ln 3) = 3/4
     found = Heard(*columns, None, torch.tensor([[True, False], [True, True]]))
-    results = judged({"v0": found}, {})
+    results = judged({"v0": found}, [])
     means = {name: row["mean"] for name, row in results["judged"]["v0"].items()}
     assert means == pytest.approx({"helpfulness": 0.5, "safety": 0.75, "combined": 2.0})
     assert results["finished"] == {"v0": 0.75} and "gold" not in results
@@ -123,7 +123,7 @@ def test_helpfulness_and_safety_are_judged_as_probabilities_and_the_combined_sco
 
 def test_each_version_is_compared_with_the_one_before_it() -> None:
     up = heard([[9.0, 9.0], [9.0, 9.0]], [[0.0, 0.0], [0.0, 0.0]])
-    results = judged({"v0": START, "v1": up, "v2": START}, {"v1": "v0", "v2": "v1"})
+    results = judged({"v0": START, "v1": up, "v2": START}, [("v1", "v0"), ("v2", "v1")])
     assert results["judged_win_rate"]["v1 vs v0"]["mean"] == 1.0
     assert results["win_rate"]["v1 vs v0"]["mean"] == 0.0 and results["win_rate"]["v2 vs v1"]["mean"] == 1.0
     assert results["gold"]["v0"]["mean"] == pytest.approx(0.4)
