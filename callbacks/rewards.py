@@ -27,7 +27,6 @@ class ModelReward:
         helpfulness: the reward model for helpfulness.
         safety: the reward model for safety; None: helpfulness alone.
         tokenizer: of both models.
-        max_batch: most answers that a model reads together.
         safety_threshold: below this sigmoid of the safety score an answer looks unsafe.
     """
 
@@ -38,10 +37,10 @@ class ModelReward:
         tokenizer: Tokenizer,
         safety_threshold: float = SAFETY_THRESHOLD,
     ) -> None:
-        self._judges = Judges(helpfulness, safety, tokenizer, safety_threshold)
+        self.judges = Judges(helpfulness, safety, tokenizer, safety_threshold)
 
     def __call__(self, prompts: Sequence[PromptRow], answers: Sequence[str]) -> list[float]:
-        return self._judges.scores(prompts, answers)[2].tolist()
+        return self.judges.scores(prompts, answers)[2].tolist()
 
 
 class CheckpointReward(ModelReward):

@@ -40,7 +40,7 @@ PARTS = {
     "pretrain": LANGUAGE,
     "sft": LANGUAGE,
     "reward": ("forward", *LANGUAGE),
-    "ppo": ("sample", "score", "judge", "experience", "learn"),
+    "ppo": ("sample", "score", "read_rollout", "experience", "learn"),
     "sampling": (),
 }
 

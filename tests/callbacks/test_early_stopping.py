@@ -300,7 +300,7 @@ def test_the_module_s_threshold_and_treatment_of_cut_off_answers_hold_on_held_ou
     seen = {}
 
     def watched(policy, reference, rows, ids, tokenizer, reward, how):
-        seen.update(threshold=reward.safety_threshold, truncated=how.truncated)
+        seen.update(threshold=reward.judges.safety_threshold, truncated=how.truncated)
         return HeldOut(0.0, 0.0, 1.0, 1.0)
 
     class Careful(Drift):

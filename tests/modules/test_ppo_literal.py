@@ -96,6 +96,7 @@ def literal_iteration(files, answers, prompts, finished, is_safety):
     """(policy, value, [(policy loss, value loss) of each epoch]) after Llama 2 §3.2.3, written out."""
     policy, reference = load_language_model(files["policy"]), load_language_model(files["policy"])
     value = load_reward_model(files["helpfulness_reward"])
+    torch.nn.init.zeros_(value.head.weight)
     helpfulness = load_reward_model(files["helpfulness_reward"])
     safety = load_reward_model(files["safety_reward"])
     places = [range(len(p), len(ids)) for p, ids in zip(prompts, answers, strict=True)]

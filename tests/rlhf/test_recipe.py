@@ -20,8 +20,8 @@ from llama2_pl.rlhf.recipe import (
     read_recipe,
     recipe,
     variables_of,
-    write_texts,
 )
+from llama2_pl.rlhf.runner import write_texts
 
 DATA = {"name": "data", "command": "data default --out $RUN/data --scale 0.02", "outputs": ["$RUN/data"]}
 AGAIN = {
@@ -196,7 +196,7 @@ def test_each_file_that_a_packaged_stage_or_its_config_names_is_an_input(name: s
 @pytest.mark.parametrize("name", ["demo", "real", "gatt"])
 def test_each_training_of_a_packaged_recipe_parses(name: str, tmp_path: Path) -> None:
     variables = variables_of(tmp_path, str(tmp_path / "data"))
-    write_texts(filled_configs(configs_folder(name), variables), tmp_path / "configs")
+    write_texts(filled_configs(configs_folder(name), variables, tmp_path / "configs"))
     for stage in read_recipe(configs_folder(name) / "recipe.yaml", variables):
         if stage.command[0] in {"fit", "predict"}:
             words = [word for word in stage.command if word not in {"--ckpt_path", "last"}]
