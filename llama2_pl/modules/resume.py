@@ -145,8 +145,9 @@ def announce_trainer_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> 
 
 def _refuse_other_shape(name: str, new: ModelConfig, old: ModelConfig) -> None:
     for key, ours, theirs in new.differences(old):
+        option = key if (name, key) == ("backbone", "max_seq_len") else f"{name}.{key}"
         raise ValueError(
-            f"model.{name}.{key} is {ours!r} and the checkpoint's model has {theirs!r}: set it back to resume, "
+            f"model.{option} is {ours!r} and the checkpoint's model has {theirs!r}: set it back to resume, "
             "or start a new run"
         )
 

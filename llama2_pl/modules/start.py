@@ -35,7 +35,7 @@ def starting_model(
         extend_context(model, wanted.max_seq_len)
     for name, value, other in wanted.differences(model.config):
         raise ValueError(
-            f"{path}: its {name} is {other!r} and backbone.{name} is {value!r}; leave out model.backbone and "
+            f"{path}: its {name} is {other!r} and this run asks for {value!r}; leave out model.backbone and "
             "model.max_seq_len to take the checkpoint's"
         )
     return model

@@ -83,16 +83,16 @@ def rlhf(
     refuse_secret_options(everything)
     stages = up_to(everything, until)
     again = [] if redo is None else depending(everything, redo)
-    prepare(start)
+    prepare(start, hardware)
     texts = config_texts(loop)
     with holding(loop.out):
-        make_again(loop.out, again, [stage for stage in stages if stage not in again], texts)
+        make_again(loop.out, everything, again, texts)
         stages = without_ratings_to_come(loop, stages)
         take = partial(take_over, loop.out, others=[Path(other) for other in share or []])
         run_stages(loop.out, stages, execute, refuse=True, take_over=take, configs=texts)
 
 
-def prepare(start: Start | None) -> None:
+def prepare(start: Start | None, hardware: Hardware) -> None:
     """Run the recipe that makes the folder, where not all of its stages are finished there.
 
     A finished one is used as it is, whatever the recipe would make today: it may be the start of other runs.
@@ -100,7 +100,7 @@ def prepare(start: Start | None) -> None:
     if start is None or start.recipe is None:
         return
     if not is_made(start.recipe, start.folder, start.until):
-        recipe(start.recipe, start.folder, until=start.until)
+        recipe(start.recipe, start.folder, until=start.until, hardware=hardware)
 
 
 def filled(files: Files, start: str | None) -> Files:
@@ -187,8 +187,7 @@ def variables(loop: Loop, version: int) -> dict[str, str]:
 
 def gold_judge(prompts: str) -> str:
     """The oracle for the PPO doctor, where the prompts have the tasks that it knows the truth about."""
-    first = next(read_prompts(prompts, tasks="optional"), None)
-    known = first is not None and first.task is not None
+    known = all(row.task is not None for row in read_prompts(prompts, tasks="optional"))
     oracle = {"class_path": "llama2_pl.callbacks.OracleReward", "init_args": {"prompts": [prompts]}}
     return json.dumps(oracle if known else None)
 

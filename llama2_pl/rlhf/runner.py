@@ -86,14 +86,15 @@ def write_texts(texts: Texts) -> None:
             write_text(path, text)
 
 
-def make_again(run: Path, again: Sequence[Stage], others: Sequence[Stage], configs: Texts) -> None:
-    """Clear stages that are to be made again, and say which, unless `run_stages` would refuse one of the others.
+def make_again(run: Path, stages: Sequence[Stage], again: Sequence[Stage], configs: Texts) -> None:
+    """Clear stages that are to be made again, and say which, unless `run_stages` would refuse one before them.
 
-    ValueError then. Of those after a stage that is still to be run it is not known yet.
+    ValueError then; of those after a stage that is still to be run it is not known yet. One behind the first that is
+    made again is refused when it is reached: several that have changed are made again one after the other.
     """
     if not again:
         return
-    for stage in others:
+    for stage in stages[: stages.index(again[0])]:
         if found := changes(run, stage, configs):
             _settle(run, stage, found, refuse=True)
         elif not manifest_path(run, stage).exists():

@@ -147,8 +147,8 @@ def _differences(then: dict[str, Any], now: dict[str, Any], keys: Sequence[str])
         found.append(f"its command had {shlex.join(had) or 'less'} and now has {shlex.join(has) or 'less'}")
     for key in keys:
         old, new = then.get(key, {}), now[key]
-        for name in sorted({*old, *new}):
-            if old.get(name) != new.get(name):
+        for name in sorted(new):  # what it no longer reads or makes is nobody's any more
+            if old.get(name) != new[name]:
                 files = (record.get("files", {}).get(name, {}) for record in (then, now))
                 found.append(f"{key[:-1]} {_changed_file(name, new.get(name), *files)}")
     return found

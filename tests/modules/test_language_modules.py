@@ -274,7 +274,7 @@ def test_init_from_gives_the_weights_in_a_trainer_only(config, trainer, make, sa
 def test_init_from_another_architecture_names_the_field(config, trainer, make, save):
     path = save(fresh(config), "start.ckpt")
     wider = SFTModule({**config.to_dict(), "n_layers": 3}, init_from=path)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"start\.ckpt: its n_layers is 2 and backbone\.n_layers is 3"):
+    with pytest.raises(ValueError, match=r"start\.ckpt: its n_layers is 2 and this run asks for 3"):
         trainer(max_steps=1).fit(wider, make.loader([make.tokens()]))
 
 
@@ -328,7 +328,7 @@ def test_init_from_with_a_longer_context_reads_as_if_built_for_it_and_a_shorter_
     with pytest.raises(ValueError, match="max_seq_len is 64"):
         start.model(tokens)
     short = SFTModule({**long, "max_seq_len": 32}, init_from=path)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"its max_seq_len is 64 and backbone\.max_seq_len is 32"):
+    with pytest.raises(ValueError, match=r"its max_seq_len is 64 and this run asks for 32"):
         trainer(max_steps=1).fit(short, make.loader([make.tokens()]))
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.cli import main
 from llama2_pl.data.default import write, write_default_data
@@ -387,10 +388,29 @@ def test_a_start_is_made_where_it_is_not_finished_and_is_used_as_it_is_afterward
         return Start(str(tmp_path / "start"), str(file), "b")
 
     monkeypatch.setattr("llama2_pl.cli.main", execute)
-    driver.prepare(replace(write_recipe(1), until="a"))
-    driver.prepare(write_recipe(1))
-    driver.prepare(write_recipe(2))
+    driver.prepare(replace(write_recipe(1), until="a"), HARDWARE)
+    driver.prepare(write_recipe(1), HARDWARE)
+    driver.prepare(write_recipe(2), HARDWARE)
     assert ran == [["a", "--lr", "1"], ["b", "--lr", "1"]]
+
+
+def test_a_start_is_made_on_the_run_s_hardware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr("llama2_pl.cli.main", lambda args: (ran.append(args), (tmp_path / "made").touch()))
+    stage = {"name": "collect", "command": "collect --seed 1", "outputs": [str(tmp_path / "made")]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"stages": [stage]}))
+    start = Start(str(tmp_path / "start"), str(tmp_path / "recipe.yaml"))
+    driver.prepare(start, Hardware("cpu", "32-true"))
+    assert ran == [["collect", "--seed", "1", "--hardware.device=cpu", "--hardware.precision=32-true"]]
+
+
+def test_the_oracle_stands_beside_ppo_where_it_knows_the_truth_about_every_prompt(tmp_path: Path) -> None:
+    task = {"kind": "safety", "answers": [], "unsafe": True, "category": "x"}
+    with_task, without = (json.dumps({"prompt": "q", **more}) for more in ({"task": task}, {}))
+    for lines, known in (((with_task, with_task), True), ((with_task, without), False)):
+        (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+        found = json.loads(driver.gold_judge(str(tmp_path / "prompts.jsonl")))
+        assert (found is not None) == known
 
 
 def test_a_file_changed_by_hand_is_named_and_can_be_put_back(done: Path, start: Path) -> None:

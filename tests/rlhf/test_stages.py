@@ -1,10 +1,11 @@
 """Stages run once, resume where they stopped, and run again when something they depend on changes."""
 
 import json
+import re
 
 import pytest
 
-from llama2_pl.rlhf.runner import run_stages
+from llama2_pl.rlhf.runner import make_again, run_stages
 from llama2_pl.rlhf.stages import Stage, clear, depending, fingerprint, refuse_wide_outputs
 
 
@@ -235,6 +236,35 @@ def test_a_stage_made_again_takes_its_curves_and_what_depends_on_it_along_and_no
     assert ran == ["a", "b", "c", "a", "b"]
     with pytest.raises(ValueError, match=r"--redo d: no such stage; the recipe has a, b, c"):
         depending(stages, "d")
+
+
+def test_stages_that_have_all_changed_are_made_again_one_after_the_other_as_the_messages_say(tmp_path):
+    stages, ran = folder_recipe(tmp_path), []
+    run_stages(tmp_path, stages, make(tmp_path, ran), quiet, refuse=True)
+    changed = [stage._replace(command=(*stage.command, "--new")) for stage in stages]
+    with pytest.raises(ValueError, match="--redo a,"):
+        make_again(tmp_path, changed, depending(changed, "c"), {})
+    redo = []
+    while len(redo) < 5:
+        try:
+            run_stages(tmp_path, changed, make(tmp_path, ran), quiet, refuse=True)
+            break
+        except ValueError as refused:
+            redo.append(re.search(r"--redo (\w)", str(refused))[1])
+            make_again(tmp_path, changed, depending(changed, redo[-1]), {})
+    assert redo == ["a", "c"] and ran == ["a", "b", "c", "a", "b", "c"]
+
+
+def test_what_a_stage_no_longer_reads_is_no_change(tmp_path):
+    stages, ran, other = folder_recipe(tmp_path), [], tmp_path / "other"
+    other.write_text("1")
+    before = [stage._replace(inputs=(*stage.inputs, str(other))) for stage in stages]
+    run_stages(tmp_path, before, make(tmp_path, ran), quiet, refuse=True)
+    other.write_text("2")
+    run_stages(tmp_path, stages, make(tmp_path, ran), quiet, refuse=True)
+    assert ran == ["a", "b", "c"]
+    with pytest.raises(ValueError, match=rf"stage a .*input {other} changed"):
+        run_stages(tmp_path, before, make(tmp_path, ran), quiet, refuse=True)
 
 
 def test_a_stage_that_was_begun_with_other_inputs_is_refused_and_the_same_ones_go_on(tmp_path):
