@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+READY := $(VENV)/.installed_to_run
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 PEERS := $(basename $(notdir $(wildcard benchmarks/peers/*.txt)))
 
 .DEFAULT_GOAL := help
@@ -11,17 +13,23 @@ PEERS := $(basename $(notdir $(wildcard benchmarks/peers/*.txt)))
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-install: $(STAMP) ## create or reuse .venv with the tested set of constraints.txt
+install: $(STAMP) ## create or reuse .venv with the tested set of constraints.txt, tools for development too
 
-# made again when the dependencies change; instant otherwise
-$(STAMP): pyproject.toml constraints.txt
+# Both are made again when the dependencies change, and instant otherwise. Modules are compiled as they are imported.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $(READY) $@
+
+$(READY): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt -e '.[carbon,report]'
+	@touch $@
+
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "$(PYTHON) is older than Python 3.10: run make with PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $(STAMP)
+	@$(PYTHON) -m venv $(VENV)
 
-demo: $(STAMP) ## the whole recipe on the embedded data, about ten minutes on two cores
+demo: $(READY) ## the whole recipe on the embedded data, about ten minutes on two cores
 	$(BIN)/llama2-pl demo --out runs/demo
 
 test: $(STAMP) ## the tests, two at a time
