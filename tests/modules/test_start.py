@@ -94,7 +94,9 @@ def test_a_longer_context_is_asked_for_alone_and_a_shorter_one_refused(
     run.save_checkpoint(tmp_path / "long.ckpt")
     loaded = kind.load_from_checkpoint(tmp_path / "long.ckpt")
     assert loaded.model.config == longer
-    with pytest.raises(ValueError, match=r"model\.max_seq_len is 64 and the checkpoint's model has 128: set it back"):
+    with pytest.raises(
+        ValueError, match=r"model\.max_seq_len is 64 and the checkpoint's model has 128: set it back"
+    ):
         forgot, where = kind(init_from=path), str(tmp_path / "long.ckpt")
         trainer(max_steps=2).fit(forgot, make.loader(batches(kind, make)), ckpt_path=where)
     with pytest.raises(ValueError, match=r"its max_seq_len is 64 and this run asks for 32"):
