@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 import lightning as L
@@ -232,8 +231,7 @@ def _model_of(pl_module: L.LightningModule) -> ModelConfig | int:
         if hp.get(name) is not None:
             return ModelConfig.of(hp[name])
         if name in hp and hp.get(source) is not None:
-            config = language_model_config(hp[source])
-            return replace(config, max_seq_len=hp.get("max_seq_len") or config.max_seq_len)
+            return language_model_config(hp[source]).with_context(hp.get("max_seq_len"))
     count = sum(parameter.numel() for parameter in pl_module.parameters())
     if count == 0:
         raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -80,6 +80,10 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain types only: what checkpoints and logs hold."""
         return asdict(self)
+
+    def with_context(self, max_seq_len: int | None) -> ModelConfig:
+        """The same with this longest context; None: as it is."""
+        return self if max_seq_len is None else replace(self, max_seq_len=max_seq_len)
 
     def differences(self, other: ModelConfig) -> list[tuple[str, Any, Any]]:
         """(name, ours, theirs) of each size that differs. Sizes, not how they are written: an imported checkpoint may

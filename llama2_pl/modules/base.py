@@ -38,7 +38,7 @@ from llama2_pl.modules.resume import (
     save_last_steps,
     trainer_options,
 )
-from llama2_pl.modules.start import starting_model, with_context
+from llama2_pl.modules.start import starting_model
 from llama2_pl.text.tokenizer import Tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -57,7 +57,7 @@ def plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
             "$(llama2-pl configs)/backbone/demo.yaml, or a checkpoint to start from, which knows its own"
         )
     configs = {
-        name: with_context(ModelConfig.of(value), arguments.get("max_seq_len")).to_dict()
+        name: ModelConfig.of(value).with_context(arguments.get("max_seq_len")).to_dict()
         for name, value in arguments.items()
         if name.endswith("backbone") and value is not None
     }

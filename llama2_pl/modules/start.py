@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ def starting_model(
         ValueError: naming the first size in which the checkpoint differs; also for a context longer than asked for.
     """
     model = load_language_model(path, tokenizer=tokenizer)
-    wanted = ModelConfig.of(backbone or with_context(model.config, max_seq_len))
+    wanted = ModelConfig.of(backbone or model.config.with_context(max_seq_len))
     if wanted.max_seq_len > model.config.max_seq_len:
         extend_context(model, wanted.max_seq_len)
     for name, value, other in wanted.differences(model.config):
@@ -39,11 +38,6 @@ def starting_model(
             "model.max_seq_len to take the checkpoint's"
         )
     return model
-
-
-def with_context(config: ModelConfig, max_seq_len: int | None) -> ModelConfig:
-    """A config with this longest context; None: as it is."""
-    return config if max_seq_len is None else replace(config, max_seq_len=max_seq_len)
 
 
 def with_scalar_head(chat: LanguageModel) -> ScalarModel:
