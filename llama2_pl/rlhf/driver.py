@@ -148,14 +148,15 @@ def config_texts(loop: Loop) -> dict[Path, str]:
     root = configs_folder("rlhf").parent
     used = packaged(loop)
     texts = {loop.out / "configs" / entry: (root / entry).read_text(encoding="utf-8") for entry in used}
+    oracle = {"GOLD": gold_judge(loop.files.prompts)}  # reads all prompts, which are every version's
     for version in range(1, loop.versions + 1):
         folder = Path(loop.at(version, "configs"))
-        texts |= filled_configs(root / "rlhf/stages", variables(loop, version), folder)
+        texts |= filled_configs(root / "rlhf/stages", variables(loop, version) | oracle, folder)
     return texts
 
 
 def variables(loop: Loop, version: int) -> dict[str, str]:
-    """What the $NAMES of configs/rlhf/stages/ stand for in a version."""
+    """What the $NAMES of configs/rlhf/stages/ stand for in a version, but $GOLD, which is the same in all."""
     judges, files = loop.judges(version), loop.files
     return {
         "V": loop.at(version),
@@ -180,14 +181,14 @@ def variables(loop: Loop, version: int) -> dict[str, str]:
         "CANDIDATE_EVERY": str(loop.every.candidate),
         "LOOK_EVERY": str(loop.every.look),
         "PATIENCE": str(loop.every.patience),
-        "GOLD": gold_judge(files.prompts),
         "CACHE": str(loop.out / "cache"),
     }
 
 
 def gold_judge(prompts: str) -> str:
     """The oracle for the PPO doctor, where the prompts have the tasks that it knows the truth about."""
-    known = all(row.task is not None for row in read_prompts(prompts, tasks="optional"))
+    tasks = [row.task for row in read_prompts(prompts, tasks="optional")]
+    known = bool(tasks) and None not in tasks
     oracle = {"class_path": "llama2_pl.callbacks.OracleReward", "init_args": {"prompts": [prompts]}}
     return json.dumps(oracle if known else None)
 
