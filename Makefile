@@ -7,6 +7,9 @@ READY := $(VENV)/.installed_to_run
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 PEERS := $(basename $(notdir $(wildcard benchmarks/peers/*.txt)))
 
+# pip leaves compiling to the first import (--no-compile), so imports must keep what they compiled, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check bench bench-gpu bench-peers chaos format clean
 
@@ -15,7 +18,7 @@ help: ## this list
 
 install: $(STAMP) ## create or reuse .venv with the tested set of constraints.txt, tools for development too
 
-# Both are made again when the dependencies change, and instant otherwise. Modules are compiled as they are imported.
+# Both are made again when the dependencies change, and instant otherwise.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $(READY) $@

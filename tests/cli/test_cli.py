@@ -43,7 +43,7 @@ class Mine(BoringModel):
         return super().training_step(batch, batch_idx)
 
     def on_train_end(self):
-        print("trained with lr", self.hparams.lr, flush=True)
+        print(f"trained with lr {self.hparams.lr}", flush=True)  # one write: two processes share the pipe
 """
 
 
