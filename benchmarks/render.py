@@ -1,13 +1,54 @@
-"""Put the figures of committed result files into README.md, between its `results` marks: nobody types a number."""
+"""Put the figures of committed result files into the documents, each between its marks: nobody types a number."""
 
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-MARKS = ("<!-- results -->", "<!-- /results -->")
+RUNS, MEASURED = ROOT / "docs" / "runs", ROOT / "benchmarks" / "results"
+# The README's rows: of these cases the first that a processor or a GPU has measured.
+HEADLINES = {
+    "training, 34M, compiled": (
+        "training, 34M, 8 x 512, bf16-mixed, compiled",
+        "training, 34M, 8 x 512, fp32, compiled",
+    ),
+    "training, the demo's size, compiled": (
+        "training, demo size, 16 x 256, bf16-mixed, compiled",
+        "training, demo size, 16 x 256, fp32, compiled",
+    ),
+    "memory of training, 34M, vocabulary 32,000": (
+        "memory of training, 34M, 8 x 512, vocabulary 32,000",
+        "memory of training, 34M, 8 x 512, vocabulary 32,000, fp32",
+    ),
+    "SFT on dialogues of Alpaca-like lengths": (
+        "SFT, 34M, 64 dialogues of Alpaca-like lengths, rows of 512",
+        "SFT, 34M, 64 dialogues of Alpaca-like lengths, rows of 512, fp32",
+    ),
+    "sampling, 64 answers of 128 tokens": (
+        "sampling, 6.8M, bf16, 64 rows, 32 + 128 tokens",
+        "sampling, 6.8M, fp32, 64 rows, 32 + 128 tokens",
+    ),
+    "sampling, 256 answers of mixed lengths": (
+        "sampling, 6.8M, bf16, 256 answers of 1 to 128 tokens ended by EOS, 64 at a time",
+        "sampling, 6.8M, fp32, 256 answers of 1 to 128 tokens ended by EOS, 64 at a time",
+    ),
+    "sampling, 16 answers to each prompt": (
+        "sampling, 6.8M, bf16, 4 prompts of 256 tokens, 16 samples of 32 each",
+        "sampling, 6.8M, fp32, 4 prompts of 256 tokens, 16 samples of 32 each",
+    ),
+    "PPO, compiled": (
+        "PPO, 6.8M, 64 x (32 + 64) tokens, bf16-mixed, compiled",
+        "PPO, 6.8M, 64 x (32 + 64) tokens, fp32, compiled",
+    ),
+    "training, 7B, rows of 4096": (
+        "training, 7B, 4 x 4096, bf16, compiled, recomputed",
+        "training, 7B, 1 x 4096, bf16, compiled",
+    ),
+    "sampling, 7B, an answer of 128 tokens": ("sampling, 7B, bf16, 1 x (512 + 128) tokens",),
+    "sampling, 7B, 64 answers of 128 tokens": ("sampling, 7B, bf16, 64 x (512 + 128) tokens",),
+}
 
 
 def share(row: dict) -> str:
@@ -32,42 +73,28 @@ def demo_table(results: dict, seconds: float) -> str:
         *((f"preferred by the gold score, {name}", share(row)) for name, row in results["win_rate"].items()),
         *((f"instruction kept at turn 4, {name} Ghost Attention", share(row)) for name, row in held.items()),
     ]
-    lines = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return (
-        f"`make demo`, from [docs/runs/demo](docs/runs/demo) (95 % intervals):\n\n| | |\n|---|---|\n{lines}\n"
-    )
+    return table(["", ""], rows)
 
 
 def study_table(study: dict) -> str:
     """V1 to V5 of `llama2-pl rlhf study`, over its seeds, from docs/runs/study/study.json."""
     keys = ("gold", "reward", "gap")
-    lines = [
-        f"| {row['version']} | " + " | ".join(interval(row[key]) if key in row else "" for key in keys) + " |"
+    rows = [
+        (row["version"], *(interval(row[key]) if key in row else "" for key in keys))
         for row in study["rows"]
         if row["arm"] == "pool_all"
     ]
-    head = (
-        f"`llama2-pl rlhf study`, {len(study['seeds'])} seeds, from [docs/runs/study](docs/runs/study) (95 % intervals "
-        "over seeds; rewards by the last version's models; gap: how much more the reward rose than the gold score, in "
-        "standard deviations):"
-    )
-    columns = ["| version | gold score | reward | Goodhart gap |", "|---|---|---|---|"]
-    return "\n".join(["", head, "", *columns, *lines, ""])
+    return table(["version", "gold score", "reward", "Goodhart gap"], rows)
 
 
 def reward_study_table(study: dict) -> str:
     """Margin and auxiliary loss on and off, seed by seed, from docs/runs/reward_study/study.json."""
     keys = ("helpfulness accuracy", "safety accuracy", "unsafe recall", "unsafe precision")
-    lines = [
-        f"| {row['arm']} | " + " | ".join(interval(row[key]) if key in row else "" for key in keys) + " |"
+    rows = [
+        (row["arm"], *(interval(row[key]) if key in row else "" for key in keys))
         for row in study["differences"]
     ]
-    head = (
-        f"The same for reward models alone, {len(study['seeds'])} seeds, from [docs/runs/reward_study]"
-        "(docs/runs/reward_study): the first minus the second, seed by seed (Tables 28 and 29):"
-    )
-    columns = [f"| | {' | '.join(keys)} |", "|---|" + "---|" * len(keys)]
-    return "\n".join(["", head, "", *columns, *lines, ""])
+    return table(["the first minus the second", *keys], rows)
 
 
 def interval(row: dict) -> str:
@@ -77,40 +104,43 @@ def interval(row: dict) -> str:
 def gatt_table(results: dict) -> str:
     """`llama2-pl gatt study`, from docs/runs/gatt/results.json."""
     turns = list(results["gatt"]["with"])
-    lines = [
-        f"| {name} | " + " | ".join(share(results["gatt"][name][turn]) for turn in turns) + " |"
-        for name in ("without", "with")
-    ]
-    head = (
-        "`llama2-pl gatt study`, the instruction of turn 1 still kept, from [docs/runs/gatt](docs/runs/gatt):"
-    )
-    columns = " | ".join(f"turn {turn}" for turn in turns)
-    return "\n".join(
-        ["", head, "", f"| Ghost Attention | {columns} |", "|---|" + "---|" * len(turns), *lines, ""]
-    )
+    rows = [(name, *(share(results["gatt"][name][turn]) for turn in turns)) for name in ("without", "with")]
+    return table(["Ghost Attention", *(f"turn {turn}" for turn in turns)], rows)
 
 
 def benchmark_table(folder: Path) -> str:
     """A row for each case and a column for each machine, a folder of result files each."""
-    found = [(name, results) for name in sorted(folder.iterdir()) if (results := pieces(name))]
-    if not found:
-        return ""
-    cases = dict.fromkeys(
-        row["case"] for _, results in found for piece in results for row in piece["figures"]
-    )
-    cells = [
-        {row["case"]: cell(row) for piece in results for row in piece["figures"]} for _, results in found
+    columns = machines(folder)
+    cases = dict.fromkeys(case for _, figures in columns for case in figures)
+    rows = [
+        (case, *(cell(figures[case]) if case in figures else "" for _, figures in columns)) for case in cases
     ]
-    lines = [f"| {case} | " + " | ".join(column.get(case, "") for column in cells) + " |" for case in cases]
-    head = (
-        "`make bench`, each side in a process of its own, in turn: our median, and how many times better it is than "
-        f"that of each other side. Every figure: {', '.join(link(name) for name, _ in found)}."
-    )
-    columns = [
-        "| | " + " | ".join(machine(results) for _, results in found) + " |",
-        "|---|" + "---|" * len(found),
+    return table(["", *(f"{link(name)}: {machine(pieces(name))}" for name, _ in columns)], rows)
+
+
+def headline_table(folder: Path) -> str:
+    """The ratios to the peers alone, in the precision that suits each processor."""
+    columns = machines(folder)
+    rows = []
+    for title, cases in HEADLINES.items():
+        found = [next((figures[case] for case in cases if case in figures), None) for _, figures in columns]
+        if any(found):
+            rows.append((title, *(", ".join(ratios(figure)) if figure else "" for figure in found)))
+    return table(["times better than", *(fastest(pieces(name)) for name, _ in columns)], rows)
+
+
+def machines(folder: Path) -> list[tuple[Path, dict[str, dict]]]:
+    """Each machine's folder and its figures by case."""
+    return [
+        (name, {row["case"]: row for piece in found for row in piece["figures"]})
+        for name in sorted(folder.iterdir())
+        if (found := pieces(name))
     ]
-    return "\n".join(["", head, "", *columns, *lines, ""])
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    return "\n".join([*lines, ""])
 
 
 def pieces(folder: Path) -> list[dict]:
@@ -119,20 +149,30 @@ def pieces(folder: Path) -> list[dict]:
 
 
 def link(folder: Path) -> str:
-    return f"[{folder.name}](benchmarks/results/{folder.name})"
+    return f"[{folder.name}](../benchmarks/results/{folder.name})"
 
 
 def machine(results: list[dict]) -> str:
     """Its name and the fastest matrix products measured on it."""
     environment = results[0]["environment"]
-    names = {
-        key.removesuffix("_flops"): key for piece in results for key in piece["limits"] if "flops" in key
-    }
-    peaks = (
-        f"{name} {max(piece['limits'].get(key, 0) for piece in results) / 1e12:.2f}"
-        for name, key in names.items()
-    )
-    return f"{environment['gpu'] or environment['machine']}; matrix products: {', '.join(peaks)} TFLOP/s"
+    products = (f"{name} {flops / 1e12:.2f}" for name, flops in peaks(results).items())
+    return f"{environment['gpu'] or environment['machine']}; matrix products: {', '.join(products)} TFLOP/s"
+
+
+def fastest(results: list[dict]) -> str:
+    """The matrix products that training uses on it."""
+    name, flops = max(peaks(results).items(), key=lambda item: item[1])
+    return f"{results[0]['environment']['gpu'] or 'CPU'}, {name} at {flops / 1e12:.2f} TFLOP/s"
+
+
+def peaks(results: list[dict]) -> dict[str, float]:
+    """FLOP/s of the matrix products of each type, the most that was measured."""
+    found: dict[str, float] = {}
+    for piece in results:
+        for key in (key for key in piece["limits"] if key.endswith("_flops")):
+            name = key.removesuffix("_flops")
+            found[name] = max(found.get(name, 0.0), piece["limits"][key])
+    return found
 
 
 def cell(figure: dict) -> str:
@@ -157,26 +197,29 @@ def ratios(figure: dict) -> list[str]:
     return [f"{ratio:.2f} × {name}" for name, ratio in figure["times_better"].items()]
 
 
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def put(document: Path, name: str, rendered: str) -> None:
+    """Replace what stands between the marks of that name."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    text = document.read_text(encoding="utf-8")
+    before, found, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{document}: has no {start} … {end} to put the table between")
+    document.write_text(f"{before}{start}\n\n{rendered}\n{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
-    run = ROOT / "docs" / "runs" / "demo"
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
-    seconds = sum(json.loads((run / "seconds.json").read_text(encoding="utf-8")).values())
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    runs = ROOT / "docs" / "runs"
-    study = json.loads((runs / "study" / "study.json").read_text(encoding="utf-8"))
-    rewards = json.loads((runs / "reward_study" / "study.json").read_text(encoding="utf-8"))
-    gatt = json.loads((runs / "gatt" / "results.json").read_text(encoding="utf-8"))
-    tables = [
-        demo_table(results, seconds),
-        study_table(study),
-        reward_study_table(rewards),
-        gatt_table(gatt),
-        benchmark_table(ROOT / "benchmarks" / "results"),
-    ]
-    body = f"{MARKS[0]}\n\n{''.join(tables)}\n{MARKS[1]}"
-    pattern = re.escape(MARKS[0]) + r"(.*?" + re.escape(MARKS[1]) + ")?"
-    readme.write_text(re.sub(pattern, lambda _: body, text, count=1, flags=re.DOTALL), encoding="utf-8")
+    seconds = sum(read(RUNS / "demo" / "seconds.json").values())
+    put(ROOT / "README.md", "demo", demo_table(read(RUNS / "demo" / "results.json"), seconds))
+    put(ROOT / "README.md", "speed", headline_table(MEASURED))
+    put(ROOT / "docs" / "speed.md", "figures", benchmark_table(MEASURED))
+    put(RUNS / "README.md", "study", study_table(read(RUNS / "study" / "study.json")))
+    put(RUNS / "README.md", "reward_study", reward_study_table(read(RUNS / "reward_study" / "study.json")))
+    put(RUNS / "README.md", "gatt", gatt_table(read(RUNS / "gatt" / "results.json")))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from benchmarks import pieces, run
 from benchmarks.machine import bandwidth, bytes_per_token, flops_per_token, folder_name, peak_flops, processor
 from benchmarks.pieces import PIECES, Case, Side, shape, tiny
-from benchmarks.render import benchmark_table, limit
+from benchmarks.render import HEADLINES, benchmark_table, headline_table, limit, put
 from benchmarks.run import against_limit, measure, missing_peers, summary
 from benchmarks.sides import ours
 from benchmarks.sides.protocol import Turns
@@ -100,11 +100,41 @@ def test_a_piece_runs_its_sides_in_turn_and_its_table_is_rendered(tmp_path: Path
         piece = {"environment": environment, "limits": limits, "figures": [figure] if name == "two" else []}
         (tmp_path / name / "toy.json").write_text(json.dumps(piece))
     table = benchmark_table(tmp_path)
-    assert (
-        "| | a machine; matrix products: bfloat16 1.00 TFLOP/s | a machine; matrix products: bfloat16 0.50 "
-        in table
-    )
+    assert "a machine; matrix products: bfloat16 1.00 TFLOP/s | [two](" in table
     assert "| toy |  | " in table and "× in two" in table
+
+
+def test_the_readme_takes_of_each_machine_the_first_case_that_it_measured(tmp_path: Path) -> None:
+    title, (in_bf16, in_fp32) = next((name, cases) for name, cases in HEADLINES.items() if len(cases) == 2)
+    for name, dtype, case in (("one", "bfloat16", in_bf16), ("two", "float32", in_fp32)):
+        figure = {"case": case, "times_better": {"a peer": 1.5}}
+        piece = {"environment": {"gpu": None}, "limits": {f"{dtype}_flops": 1e12}, "figures": [figure]}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "toy.json").write_text(json.dumps(piece))
+    lines = headline_table(tmp_path).splitlines()
+    assert lines[0] == "| times better than | CPU, bfloat16 at 1.00 TFLOP/s | CPU, float32 at 1.00 TFLOP/s |"
+    assert lines[2:] == [f"| {title} | 1.50 × a peer | 1.50 × a peer |"]
+
+
+def test_every_case_of_the_readme_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = set()
+    for precision, marked in (("bf16-mixed", ""), ("fp32", ", fp32")):
+        monkeypatch.setattr(pieces, "PRECISION", precision)
+        monkeypatch.setattr(pieces, "IN", marked)
+        monkeypatch.setattr(pieces, "has_bf16_units", lambda device, has=not marked: has)
+        titles |= {case.title for piece in PIECES.values() for case in piece()}
+    assert {case for cases in HEADLINES.values() for case in cases} <= titles
+
+
+def test_a_table_is_put_between_its_marks_alone(tmp_path: Path) -> None:
+    document = tmp_path / "a.md"
+    document.write_text("before <!-- a -->old<!-- /a --> between <!-- b -->kept<!-- /b -->")
+    put(document, "a", "| new |")
+    assert (
+        document.read_text() == "before <!-- a -->\n\n| new |\n<!-- /a --> between <!-- b -->kept<!-- /b -->"
+    )
+    with pytest.raises(ValueError, match="has no <!-- c --> … <!-- /c --> to put the table between"):
+        put(document, "c", "| new |")
 
 
 def test_each_processor_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -63,11 +63,13 @@ def test_a_command_of_the_readme_parses(words: list[str], monkeypatch: pytest.Mo
         assert parse_tool(*found)
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/log.md"])
-def test_links_to_files_of_the_repository_lead_somewhere(document: str) -> None:
-    text = (ROOT / document).read_text(encoding="utf-8")
-    targets = re.findall(r"\]\(([^)#]+)\)", text)
-    missing = [t for t in targets if "://" not in t and not (ROOT / document).parent.joinpath(t).exists()]
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_to_files_of_the_repository_lead_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8"))
+    missing = [t for t in targets if "://" not in t and not document.parent.joinpath(t).exists()]
     assert missing == []
 
 
