@@ -1,4 +1,4 @@
-"""Language models from and to folders in Hugging Face's format."""
+"""Language and reward models from and to folders in Hugging Face's format."""
 
 from __future__ import annotations
 
@@ -8,35 +8,48 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from llama2_pl.checkpoints.hugging_face_config import GENERATION_CONFIG, config_json, read_config
 from llama2_pl.checkpoints.hugging_face_tokenizer import tokenizer_config_json, tokenizer_json
-from llama2_pl.checkpoints.keys import entries
-from llama2_pl.checkpoints.networks import check_tensors, materialise, on_meta, read_json, shapes_of
+from llama2_pl.checkpoints.keys import SCORE, Entry, entries
+from llama2_pl.checkpoints.networks import (
+    Network,
+    check_tensors,
+    materialise,
+    on_meta,
+    read_json,
+    shapes_of,
+)
 from llama2_pl.checkpoints.untrusted import inside
-from llama2_pl.model.heads import LanguageModel
+from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.text import Tokenizer
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = ("F32", "F16", "BF16")
 
 
-def from_hugging_face(folder: str | Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """The language model in a folder of config.json and safetensors.
+@overload
+def from_hugging_face(folder: str | Path, dtype: torch.dtype = torch.float32) -> LanguageModel: ...
+@overload
+def from_hugging_face(folder: str | Path, dtype: torch.dtype, network: type[Network]) -> Network: ...
+def from_hugging_face(
+    folder: str | Path, dtype: torch.dtype = torch.float32, network: Any = LanguageModel
+) -> Any:
+    """The language model in a folder of config.json and safetensors; with `network` ScalarModel the reward model.
 
-    Names, shapes and types of all tensors are checked, from the files' headers, before anything is allocated.
+    A reward model is a LlamaForSequenceClassification of one label: the number at the last token is the score. Names,
+    shapes and types of all tensors are checked, from the files' headers, before anything is allocated.
     """
     folder = Path(folder)
     config = read_config(folder / "config.json")
     files = _weight_files(folder)
-    model = on_meta(LanguageModel, config, folder, sum(map(len, files.values())))
-    ours = {entry.hugging_face: entry.ours for entry in entries(config.n_layers)}
+    model = on_meta(network, config, folder, sum(map(len, files.values())))
+    ours = {entry.hugging_face: entry.ours for entry in _entries(model)}
     shapes = shapes_of(model.state_dict())
     _check_headers(folder, files, {theirs: shapes[name] for theirs, name in ours.items()})
     materialise(model, dtype)
@@ -48,35 +61,44 @@ def from_hugging_face(folder: str | Path, dtype: torch.dtype = torch.float32) ->
 
 
 def to_hugging_face(
-    model: LanguageModel,
+    model: LanguageModel | ScalarModel,
     folder: str | Path,
     tokenizer: Tokenizer | str | Path | None = None,
     max_shard_bytes: int = 5_000_000_000,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a folder that transformers and vLLM load: configs, safetensors and, given a tokenizer.model, that too.
+
+    A reward model is a LlamaForSequenceClassification of one label, whose logit is the score.
 
     Args:
         model: whole on this process, all parameters of one dtype.
         folder: new or empty; it appears when everything is written.
         tokenizer: a SentencePiece tokenizer.model, opened or its path.
         max_shard_bytes: a file of weights is at most this long, unless one tensor is longer.
+        dtype: of the weights in the files; None: the model's.
     """
-    config = model.config
-    texts: dict[str, Any] = {
-        "config.json": config_json(config, model.head.weight.dtype),
-        "generation_config.json": GENERATION_CONFIG,
-    }
+    config, scores = model.config, isinstance(model, ScalarModel)
+    dtype = model.head.weight.dtype if dtype is None else dtype
+    texts: dict[str, Any] = {"config.json": config_json(config, dtype, scores)}
+    if not scores:
+        texts["generation_config.json"] = GENERATION_CONFIG
     if tokenizer is not None:
         tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer(tokenizer)
         _check_vocabulary(tokenizer, config.vocab_size)
         texts["tokenizer.json"] = tokenizer_json(tokenizer.path)
-        texts["tokenizer_config.json"] = tokenizer_config_json(config.max_seq_len)
+        texts["tokenizer_config.json"] = tokenizer_config_json(config.max_seq_len, pads=scores)
     with _appearing(Path(folder)) as target:
-        _write_weights(model, target, max_shard_bytes)
+        _write_weights(model, target, max_shard_bytes, dtype)
         for name, content in texts.items():
             _write_json(target / name, content)
         if tokenizer is not None:
             shutil.copyfile(tokenizer.path, target / "tokenizer.model")
+
+
+def _entries(model: LanguageModel | ScalarModel) -> list[Entry]:
+    layers = model.config.n_layers
+    return entries(layers, SCORE) if isinstance(model, ScalarModel) else entries(layers)
 
 
 def _weight_files(folder: Path) -> dict[Path, list[str]]:
@@ -133,6 +155,10 @@ def _check_headers(folder: Path, files: dict[Path, list[str]], expected: dict[st
             if dtype not in _DTYPES:
                 raise ValueError(f"{path}: {name} is of type {dtype}; readable are {', '.join(_DTYPES)}")
             found[name] = shape
+    heads = (("lm_head.weight", "language model"), (SCORE.hugging_face, "reward model"))
+    for (wanted, kind), (other, other_kind) in (heads, heads[::-1]):
+        if wanted in expected.keys() - found.keys() and other in found:
+            raise ValueError(f"{folder}: this is a {other_kind}; give a {kind}")
     check_tensors(folder, expected, found)
 
 
@@ -163,32 +189,36 @@ def _appearing(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _write_weights(model: LanguageModel, folder: Path, max_shard_bytes: int) -> None:
+def _write_weights(
+    model: LanguageModel | ScalarModel, folder: Path, max_shard_bytes: int, dtype: torch.dtype
+) -> None:
     parameters = dict(model.named_parameters())
-    tensors = {e.hugging_face: parameters[e.ours].detach() for e in entries(model.config.n_layers)}
-    shards = _shards(tensors, max_shard_bytes)
+    tensors = {entry.hugging_face: parameters[entry.ours].detach() for entry in _entries(model)}
+    sizes = {name: tensor.numel() * dtype.itemsize for name, tensor in tensors.items()}
+    shards = _shards(sizes, max_shard_bytes)
     count = len(shards)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = _SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-        save_file({name: tensors[name].contiguous() for name in shard}, folder / file, {"format": "pt"})
+        content = {name: tensors[name].to(dtype).contiguous() for name in shard}
+        save_file(content, folder / file, {"format": "pt"})
         (folder / file).chmod(0o644)  # safetensors makes files that only their owner reads
         weight_map.update(dict.fromkeys(shard, file))
     if count > 1:
-        total = sum(tensor.nbytes for tensor in tensors.values())
+        total = sum(sizes.values())
         _write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _shards(tensors: dict[str, Tensor], max_shard_bytes: int) -> list[list[str]]:
-    """Names in order, a new shard before the one that would make it too long."""
+def _shards(sizes: dict[str, int], max_shard_bytes: int) -> list[list[str]]:
+    """Names in order, a new shard before the one that would make it too long; sizes in bytes."""
     shards: list[list[str]] = [[]]
     size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
+    for name, own in sizes.items():
+        if shards[-1] and size + own > max_shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(name)
-        size += tensor.nbytes
+        size += own
     return shards
 
 

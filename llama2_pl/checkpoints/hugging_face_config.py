@@ -84,10 +84,21 @@ def _ffn_rule(dim: int, hidden: int) -> dict[str, Any]:
     return {"multiple_of": hidden, "ffn_dim_multiplier": hidden / unrounded if unrounded > hidden else None}
 
 
-def config_json(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """What LlamaForCausalLM of transformers 4 and 5, and vLLM, read."""
+# A number for each text, at its last token that is no padding. Texts end in EOS, whose score counts: padding is <unk>,
+# which no text has, as every character has a piece or bytes.
+_ONE_SCORE = {
+    "id2label": {"0": "LABEL_0"},
+    "label2id": {"LABEL_0": 0},
+    "problem_type": "regression",
+    "pad_token_id": 0,
+}
+
+
+def config_json(config: ModelConfig, dtype: torch.dtype, scores: bool = False) -> dict[str, Any]:
+    """What LlamaForCausalLM of transformers 4 and 5, and vLLM, read; with `scores` LlamaForSequenceClassification."""
     return {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": ["LlamaForSequenceClassification" if scores else "LlamaForCausalLM"],
+        **(_ONE_SCORE if scores else {}),
         "model_type": "llama",
         "vocab_size": config.vocab_size,
         "hidden_size": config.dim,

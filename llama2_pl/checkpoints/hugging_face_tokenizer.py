@@ -49,9 +49,13 @@ CHAT_TEMPLATE = """\
 """
 
 
-def tokenizer_config_json(max_seq_len: int) -> dict[str, Any]:
-    """Names the class that takes tokenizer.json as it stands; LlamaTokenizer would rebuild it another way."""
+def tokenizer_config_json(max_seq_len: int, pads: bool = False) -> dict[str, Any]:
+    """Names the class that takes tokenizer.json as it stands; LlamaTokenizer would rebuild it another way.
+
+    With `pads` batches are padded with <unk>, as a reward model's config.json says; Llama 2 itself pads with nothing.
+    """
     return {
+        **({"pad_token": _UNK} if pads else {}),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": _BOS,
         "eos_token": _EOS,

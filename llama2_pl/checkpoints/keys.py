@@ -36,10 +36,11 @@ _BLOCK = (
 _EMBEDDING = Entry("backbone.embedding.weight", "model.embed_tokens.weight", "tok_embeddings.weight", 1)
 _NORM = Entry("backbone.norm.weight", "model.norm.weight", "norm.weight", None)
 _HEAD = Entry("head.weight", "lm_head.weight", "output.weight", 0)
+SCORE = _HEAD._replace(hugging_face="score.weight")  # of a ScalarModel; Meta released none
 
 
-def entries(n_layers: int) -> list[Entry]:
-    """Every parameter of a LanguageModel, in the order in which a token meets them."""
+def entries(n_layers: int, head: Entry = _HEAD) -> list[Entry]:
+    """Every parameter of a LanguageModel, in the order in which a token meets them; with SCORE of a ScalarModel."""
     blocks = [
         Entry(
             f"backbone.layers.{i}.{e.ours}",
@@ -50,7 +51,7 @@ def entries(n_layers: int) -> list[Entry]:
         for i in range(n_layers)
         for e in _BLOCK
     ]
-    return [_EMBEDDING, *blocks, _NORM, _HEAD]
+    return [_EMBEDDING, *blocks, _NORM, head]
 
 
 def adjacent_to_half_split(weight: Tensor, head_dim: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -22,6 +22,7 @@ from llama2_pl.checkpoints.networks import (
     check_tensors,
     materialise,
     on_meta,
+    read_json,
     shapes_of,
 )
 from llama2_pl.checkpoints.schema import migrate
@@ -70,12 +71,11 @@ def load_language_model(
         tokenizer: refuse a checkpoint that was trained with another one.
     """
     path = Path(path)
-    if (path / "config.json").is_file() or (path / "params.json").is_file():
-        if tokenizer is not None and (path / "tokenizer.model").is_file():
-            beside = hashlib.sha256((path / "tokenizer.model").read_bytes()).hexdigest()
-            check_tokenizer(tokenizer, beside, path)
-        if (path / "config.json").is_file():
-            return from_hugging_face(path).to(device)
+    if (path / "config.json").is_file():
+        _check_tokenizer_beside(path, tokenizer)
+        return from_hugging_face(path).to(device)
+    if (path / "params.json").is_file():
+        _check_tokenizer_beside(path, tokenizer)
         return from_meta(path, trust_checkpoint=trust_checkpoint).to(device)
     saved = _open(path)
     check_tokenizer(tokenizer, saved.tokenizer_sha256, path)
@@ -102,15 +102,19 @@ def _language_model_in(saved: Saved) -> tuple[str, str]:
 def load_reward_model(
     path: str | Path, device: str = "cpu", tokenizer: Tokenizer | None = None
 ) -> ScalarModel:
-    """The reward model in a checkpoint of ours, or the value network in one of PPO.
+    """The reward model in a checkpoint of ours or a Hugging Face folder, or the value network in one of PPO.
 
     Args:
         path: of the checkpoint.
         device: where the model goes.
         tokenizer: refuse a checkpoint that was trained with another one.
     """
-    saved = _open(Path(path))
-    check_tokenizer(tokenizer, saved.tokenizer_sha256, saved.path)
+    path = Path(path)
+    if (path / "config.json").is_file():
+        _check_tokenizer_beside(path, tokenizer)
+        return from_hugging_face(path, torch.float32, ScalarModel).to(device)
+    saved = _open(path)
+    check_tokenizer(tokenizer, saved.tokenizer_sha256, path)
     prefix, key = ("value.", "value_backbone")
     if key not in saved.hyper_parameters:
         prefix, key = ("model.", "backbone")
@@ -118,21 +122,40 @@ def load_reward_model(
 
 
 def export_checkpoint(
-    checkpoint: str, out: str, tokenizer: str | None = None, trust_checkpoint: bool = False
+    checkpoint: str,
+    out: str,
+    tokenizer: str | None = None,
+    trust_checkpoint: bool = False,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> None:
-    """Write the language model of a checkpoint as a Hugging Face folder, for transformers and vLLM.
+    """Write the language or reward model of a checkpoint as a Hugging Face folder, for transformers and vLLM.
 
-    In float32, 4 bytes a parameter.
+    A reward model becomes a LlamaForSequenceClassification of one label, whose logit is the score of the whole text.
 
     Args:
-        checkpoint: a .ckpt, one file or sharded, of pretraining, SFT, DPO or PPO, or a Meta folder.
+        checkpoint: a .ckpt, one file or sharded, of any stage (of PPO the policy), or a Hugging Face or Meta folder.
         out: the folder to write; new or empty.
         tokenizer: the tokenizer.model to put beside the weights, with the chat template.
         trust_checkpoint: read Meta's .pth files, which are pickles; other commands read what this one writes.
+        dtype: of the weights; float32, in which they were trained, loses nothing.
     """
     words = None if tokenizer is None else Tokenizer(tokenizer)
-    model = load_language_model(checkpoint, trust_checkpoint=trust_checkpoint, tokenizer=words)
-    to_hugging_face(model, out, words)
+    if _holds_a_reward_model(Path(checkpoint)):
+        model = load_reward_model(checkpoint, tokenizer=words)
+    else:
+        model = load_language_model(checkpoint, trust_checkpoint=trust_checkpoint, tokenizer=words)
+    to_hugging_face(model, out, words, dtype=getattr(torch, dtype))
+
+
+def _holds_a_reward_model(path: Path) -> bool:
+    """Whether a checkpoint's only network scores."""
+    if (path / "config.json").is_file():
+        return read_json(path / "config.json").get("architectures") == ["LlamaForSequenceClassification"]
+    if (path / "params.json").is_file():
+        return False
+    saved = _open(path, verify=False)
+    head = saved.shapes.get(f"{_language_model_in(saved)[0]}head.weight", ())
+    return len(head) == 2 and head[0] == 1
 
 
 def check_tokenizer(tokenizer: Tokenizer | None, trained_with: str | None, path: Path) -> None:
@@ -146,6 +169,13 @@ def check_tokenizer(tokenizer: Tokenizer | None, trained_with: str | None, path:
             f"{tokenizer.sha256[:16]}…; policy, reference and reward models must share one: give the file it was "
             "trained with"
         )
+
+
+def _check_tokenizer_beside(folder: Path, tokenizer: Tokenizer | None) -> None:
+    """The same for a Hugging Face or Meta folder, by the tokenizer.model in it."""
+    if tokenizer is not None and (folder / "tokenizer.model").is_file():
+        beside = hashlib.sha256((folder / "tokenizer.model").read_bytes()).hexdigest()
+        check_tokenizer(tokenizer, beside, folder)
 
 
 def _open(path: Path, verify: bool = True) -> Saved:
