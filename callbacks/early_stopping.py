@@ -286,7 +286,7 @@ class HeldOutPromptEarlyStopping(L.Callback):
         """Write `best.ckpt` beside its name and rename it, so that the last best is there until the new one is."""
         path = Path(self.best_model_path)
         temporary = path.with_name(f".{path.name}.new")
-        trainer.save_checkpoint(temporary)
+        trainer.save_checkpoint(temporary, weights_only=False)
         finish_saving(trainer.strategy)
         together(lambda: trainer.is_global_zero and _replace(temporary, path), path, trainer.strategy)
 

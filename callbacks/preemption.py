@@ -105,7 +105,7 @@ class PreemptionCheckpoint(L.Callback):
 
     def _leave(self, trainer: L.Trainer) -> None:
         path = self._folder(trainer) / "last.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         finish_saving(trainer.strategy)
         rank_zero_info(
             f"{self.received or 'a signal to another rank'}: saved {path}; go on with\n  {restart()}"

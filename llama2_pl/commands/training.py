@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -112,14 +113,21 @@ class TrainingCLI(LightningCLI):
 
 
 def _no_advertisement(record: logging.LogRecord) -> bool:
-    """Drop Lightning's tip to install another logger, printed at each Trainer: a recipe builds a dozen."""
-    return "litlogger" not in record.getMessage()
+    """Drop Lightning's tips to install other loggers, printed at each Trainer: a recipe builds a dozen."""
+    return not any(name in record.getMessage() for name in ("litlogger", "litmodels"))
+
+
+# What nobody who runs a command can do anything about: Lightning's own use of torch, and a data module that returns no
+# loaders for validation because it was given nothing to validate on.
+_NOISE = (r"`isinstance\(treespec, LeafSpec\)` is deprecated", "Total length of `list` across ranks is zero")
 
 
 def run_training(args: list[str]) -> None:
     """Parse, build and run one Trainer command; the process may call it any number of times."""
     restrict_imports()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
     # In sys.argv, for Lightning starts the processes of the other devices with what it finds there: ours may be those
     # of a stage of a recipe. LightningCLI parses them from there too.
     with mock.patch.object(sys, "argv", [sys.argv[0], *args]):

@@ -36,6 +36,12 @@ class PackingReport(NamedTuple):
     fill: float
     """Share of the rows' tokens that is not padding."""
 
+    def __str__(self) -> str:
+        return (
+            f"{self.dialogues} in {self.rows} rows, {self.fill:.1%} filled; "
+            f"{self.truncated} cut at the end of a row, {self.dropped} left out"
+        )
+
 
 class PackedDialogues(NamedTuple):
     """Dialogues ready to be drawn."""

@@ -125,7 +125,7 @@ class PreferenceDataModule(NumberedDataModule):
         self._parts = {
             part: pairs.with_sources(notes[part]["sources"], self.sources) for part, pairs in parts.items()
         }
-        rank_zero_info(f"preference pairs: {self.mix_report()}")
+        rank_zero_info(_told(self.mix_report()))
 
     def mix_report(self) -> dict[str, Any]:
         """Pairs of the mix by pool and by source and their realised shares, how many of them got the default rating,
@@ -217,6 +217,20 @@ class PreferenceDataModule(NumberedDataModule):
                 for row in read_preferences(path, self.format):
                     if is_held_out(opening(row.prompt), self.val_fraction) == held_out:
                         yield pool, row
+
+
+def _told(mix: dict[str, Any]) -> str:
+    """The mix in a line: what a run prints."""
+
+    def counts(numbers: dict[str, int]) -> str:
+        total = sum(numbers.values())
+        return ", ".join(f"{count} {name} ({count / total:.1%})" for name, count in numbers.items())
+
+    left_out = ", ".join(f"{count} {reason}" for reason, count in mix["dropped"].items())
+    return (
+        f"preference pairs: {counts(mix['pairs'])}; of {counts(mix['sources'])}; "
+        f"{mix['unrated']} without a rating; left out: {left_out or 'none'}"
+    )
 
 
 def _shares(counts: Counter[str]) -> dict[str, float]:

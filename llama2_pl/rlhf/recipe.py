@@ -8,9 +8,11 @@ written to `<run>/configs`: the run keeps what made it, and every command can be
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
 import sysconfig
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
@@ -78,10 +80,14 @@ def filled_configs(source: Path, variables: dict[str, str], target: Path) -> dic
 
 
 def execute(args: list[str]) -> None:
-    """Run one command of `llama2-pl` in this process."""
+    """Run one command of `llama2-pl` in this process; of what is going on the stages tell themselves."""
     from llama2_pl.cli import main  # the CLI registers our commands: imported when one runs, not before
 
-    main(args)
+    os.environ.setdefault("WANDB_SILENT", "true")
+    with warnings.catch_warnings():
+        # Every training of a recipe goes on where it stopped, and the first time there is nothing to go on from.
+        warnings.filterwarnings("ignore", message=r'\.fit\(ckpt_path="last"\) is set, but there is no last')
+        main(args)
 
 
 def refuse_secrets(config: Any) -> None:
@@ -146,6 +152,8 @@ def recipe(
                 remove(left)
         run_stages(run, stages, execute, configs=configs)
     print(f"all {len(stages)} stages stand in {run} ({(time.monotonic() - started) / 60:.1f} min this time)")
+    if any(run.glob("*/wandb/offline-run-*")):
+        print(f"their W&B runs are offline: wandb sync {run}/*/wandb/offline-run-*")
 
 
 def is_made(recipe: str, out: str, until: str | None = None) -> bool:

@@ -24,6 +24,7 @@ from llama2_pl.commands.preview import preview
 from llama2_pl.commands.registry import TOOLS, find_tool, load, parse_tool
 from llama2_pl.commands.training import SaveRunConfig
 from llama2_pl.modules import trainer as trainers
+from llama2_pl.rlhf.recipe import execute
 
 USERS_MODULE = """
 import os, signal
@@ -128,6 +129,15 @@ def test_lightning_starts_the_processes_of_the_other_devices(
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained with lr 0.5") == 2
+
+
+@pytest.mark.parametrize("by_a_recipe", [False, True])
+def test_a_recipe_expects_that_its_trainings_start_without_a_checkpoint(
+    config: str, by_a_recipe: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    (execute if by_a_recipe else main)(["fit", "-c", config, "--ckpt_path", "last"])
+    warned = any("there is no last checkpoint available" in str(found.message) for found in recwarn)
+    assert warned is not by_a_recipe
 
 
 def test_an_unknown_command_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,6 +79,7 @@ def test_a_dialogue_longer_than_a_row_loses_its_end_and_is_counted(
     data = make_data(write_rows("long.jsonl", rows), seq_len=64)
     report = data.report
     assert (report.dialogues, report.truncated, report.dropped) == (3, 1, 1)
+    assert str(report).endswith("1 cut at the end of a row, 1 left out")
     found = documents(list(data.train_dataloader()))
     assert sorted(len(tokens) for tokens, _ in found)[-1] == 64
     for tokens, mask in found:

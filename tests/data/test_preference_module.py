@@ -134,7 +134,10 @@ def test_the_realised_shares_are_printed(make_data: MakeData, caplog: pytest.Log
         "dropped": {},
     }
     assert data.mix_report() == report
-    assert f"preference pairs: {report}" in caplog.text
+    assert (
+        "preference pairs: 7 helpful (10.4%), 60 safety (89.6%); of 7 meta-helpful (10.4%), 40 meta-safety (59.7%), "
+        "20 open (29.9%); 60 without a rating; left out: none"
+    ) in caplog.text
 
 
 def test_pairs_up_to_a_batch_take_part_and_those_without_one_always(
