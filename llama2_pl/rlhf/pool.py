@@ -20,8 +20,8 @@ from llama2_pl.files import write_json
 from llama2_pl.modules.answer_files import read_rows
 from llama2_pl.modules.rejection_sampling import may_be_taken
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
+from llama2_pl.rlhf.fingerprints import fingerprint
 from llama2_pl.rlhf.scores import load_judges
-from llama2_pl.rlhf.stages import fingerprint
 from llama2_pl.text.tags import strip_control_tags
 
 Policy = Literal["previous", "all"]

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llama2_pl.files import write_json
-from llama2_pl.rlhf.stages import Stage, fingerprint, is_done, manifest_path, record_of, started_path
+from llama2_pl.rlhf.fingerprints import fingerprint
+from llama2_pl.rlhf.stages import Stage, is_done, manifest_path, record_of, started_path
 
 
 def take_over(run: Path, stage: Stage, others: Sequence[Path]) -> Path | None:

@@ -139,7 +139,8 @@ def run_stage(run: Path, stage: Stage, execute: Callable[[list[str]], None]) -> 
         raise ValueError(
             f"stage {stage.name} ended without writing {absent[0]}; its command was: {stage.shell}"
         )
-    manifest = {**begun, **made, "files": begun["files"] | made["files"], "seconds": seconds}
+    both = {key: begun[key] | made[key] for key in ("files", "states")}
+    manifest = {**begun, **made, **both, "seconds": seconds}
     write_json(manifest_path(run, stage), manifest | spent(run / stage.name))
     started_path(run, stage).unlink()
     return seconds

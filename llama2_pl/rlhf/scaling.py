@@ -19,7 +19,7 @@ from llama2_pl.files import write_json
 from llama2_pl.modules.reward import RewardModule
 from llama2_pl.modules.trainer import Trainer
 from llama2_pl.objectives.preference import Margin
-from llama2_pl.rlhf.stages import fingerprint
+from llama2_pl.rlhf.fingerprints import fingerprint
 
 LR = 1e-5
 

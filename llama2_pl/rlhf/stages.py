@@ -9,7 +9,6 @@ that changed (`rlhf`).
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import shlex
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llama2_pl import __version__
+from llama2_pl.rlhf.fingerprints import digest, fingerprint, listing, remember, sha256, states
 
 Texts = Mapping[Path, str]  # configs that are still to be written, by where they will stand
 
@@ -52,31 +52,11 @@ class Stage(NamedTuple):
         return shlex.join(["llama2-pl", *self.command])
 
 
-def fingerprint(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, or of the names and hashes of the files below a folder. Missing: an empty string."""
-    path = Path(path)
-    if path.is_file():
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
-    return _digest(_listing(path, {})) if path.is_dir() else ""
-
-
 def _listing(folder: Path, coming: Texts) -> dict[str, str]:
     """The hash of each file that is, or is to come, below a folder."""
-    found = {path: fingerprint(path) for path in folder.rglob("*") if path.is_file()}
-    found |= {path: _sha(text) for path, text in coming.items() if folder in path.parents}
-    return dict(sorted((str(path.relative_to(folder)), sha) for path, sha in found.items()))
-
-
-def _digest(listing: dict[str, str]) -> str:
-    return _sha("\n".join(f"{name} {sha}" for name, sha in listing.items()))
-
-
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    found = listing(folder)
+    found |= {str(p.relative_to(folder)): sha256(text) for p, text in coming.items() if folder in p.parents}
+    return dict(sorted(found.items()))
 
 
 def _hashes(paths: Sequence[str], coming: Texts) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
@@ -87,12 +67,12 @@ def _hashes(paths: Sequence[str], coming: Texts) -> tuple[dict[str, str], dict[s
         if Path(name).is_dir() or any(Path(name) in path.parents for path in coming)
     }
 
-    def digest(name: str) -> str:
+    def hashed(name: str) -> str:
         if name in listings:
-            return _digest(listings[name])
-        return _sha(coming[Path(name)]) if Path(name) in coming else fingerprint(name)
+            return digest(listings[name])
+        return sha256(coming[Path(name)]) if Path(name) in coming else fingerprint(name)
 
-    return {name: digest(name) for name in paths}, listings
+    return {name: hashed(name) for name in paths}, listings
 
 
 def manifest_path(run: Path, stage: Stage) -> Path:
@@ -107,7 +87,8 @@ def started_path(run: Path, stage: Stage) -> Path:
 def record_of(stage: Stage, coming: Texts | None = None, **paths: Sequence[str]) -> dict[str, Any]:
     """The stage as it would be done now: command, and hashes under the given keys ("inputs", "outputs").
 
-    The configs that are still to come count as if they were written.
+    The configs that are still to come count as if they were written. "states" are those of the files behind the hashes,
+    taken before them.
     """
     record: dict[str, Any] = {
         "stage": stage.name,
@@ -115,6 +96,7 @@ def record_of(stage: Stage, coming: Texts | None = None, **paths: Sequence[str])
         "command": list(stage.command),
         "shell": stage.shell,
         "files": {},
+        "states": states(itertools.chain(*paths.values())),
     }
     for key, names in paths.items():
         record[key], listings = _hashes(names, coming or {})
@@ -130,9 +112,18 @@ def changes(run: Path, stage: Stage, coming: Texts | None = None) -> list[str]:
     ):
         if path.exists():
             then = json.loads(path.read_text(encoding="utf-8"))
+            _remember(then)
             now = record_of(stage, coming, **{key: getattr(stage, key) for key in keys})
             return _differences(then, now, keys)
     return []
+
+
+def _remember(record: dict[str, Any]) -> None:
+    """What a manifest says of files need not be read from them again while they stay as they were."""
+    hashes = {**record.get("inputs", {}), **record.get("outputs", {})}
+    for folder, names in record.get("files", {}).items():
+        hashes |= {str(Path(folder) / name): sha for name, sha in names.items()}
+    remember(hashes, record.get("states", {}))
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any], keys: Sequence[str]) -> list[str]:

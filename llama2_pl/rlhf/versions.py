@@ -17,6 +17,7 @@ from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.files import write_json
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
 from llama2_pl.rlhf.evaluate import best_of_n, few, prompts_that_fit, sample_dialogues
+from llama2_pl.rlhf.fingerprints import fingerprint
 from llama2_pl.rlhf.judges import reward_models
 from llama2_pl.rlhf.reuse import link
 from llama2_pl.rlhf.scores import (
@@ -30,7 +31,6 @@ from llama2_pl.rlhf.scores import (
     load_judges,
     means,
 )
-from llama2_pl.rlhf.stages import fingerprint
 
 
 def split_held_out(prompts: str, out: str) -> None:

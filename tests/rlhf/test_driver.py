@@ -25,11 +25,11 @@ from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.modules import RejectionSamplingModule, RewardModule
 from llama2_pl.rlhf import driver
+from llama2_pl.rlhf.fingerprints import fingerprint
 from llama2_pl.rlhf.judges import reward_models
 from llama2_pl.rlhf.runner import holding
 from llama2_pl.rlhf.scores import load_judges
 from llama2_pl.rlhf.settings import Start
-from llama2_pl.rlhf.stages import fingerprint
 from llama2_pl.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.timeout(180)  # whichever test comes first runs the loop

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
+from llama2_pl.rlhf.fingerprints import fingerprint
 from llama2_pl.rlhf.runner import make_again, run_stages
-from llama2_pl.rlhf.stages import Stage, clear, depending, fingerprint, refuse_wide_outputs
+from llama2_pl.rlhf.stages import Stage, clear, depending, refuse_wide_outputs
 
 
 def recipe(tmp_path, command_b="b"):
@@ -131,18 +132,6 @@ def test_the_manifest_holds_the_command_as_it_can_be_typed(tmp_path):
     run_stages(tmp_path, stages, Executor(tmp_path), quiet)
     manifest = json.loads((tmp_path / "manifests" / "a.json").read_text())
     assert manifest["shell"] == "llama2-pl a --title 'two words'"
-
-
-def test_a_folder_fingerprint_sees_content_and_names(tmp_path):
-    folder = tmp_path / "f"
-    folder.mkdir()
-    (folder / "x").write_text("1")
-    before = fingerprint(folder)
-    (folder / "x").write_text("2")
-    changed = fingerprint(folder)
-    (folder / "x").write_text("1")
-    (folder / "x").rename(folder / "y")
-    assert len({before, changed, fingerprint(folder)}) == 3
 
 
 def folder_recipe(tmp_path):
