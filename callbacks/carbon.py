@@ -25,7 +25,7 @@ from llama2_pl.callbacks.meters import Backend, Meter, WattsMeter, open_meter
 # Llama 1's figures. Neither is printed in the Llama 2 paper, but together they give its Table 2.
 PUE = 1.1
 KG_PER_KWH = 0.385
-GPU_WATTS = 400.0  # the cap of the paper's A100s (Table 2)
+GPU_WATTS = 400.0  # the cap of the paper's A100s; Table 2 counts 350 W for the 34B
 CPU_WATTS = 65.0  # of one machine; our choice, the rated power of a common desktop processor
 
 
@@ -85,8 +85,8 @@ class CarbonFootprint(L.Callback):
         dirpath: folder of `carbon.json`; by default the trainer's `default_root_dir`.
         backend: "codecarbon" measures (extra `carbon`); "watts" takes power x hours; "auto" measures where
             codecarbon is installed.
-        watts_per_device: for "watts". By default 400 W per GPU, the paper's, and 65 W per CPU machine, however
-            many processes share it.
+        watts_per_device: for "watts". By default 400 W per GPU, the paper's (350 W for its 34B), and 65 W per CPU
+            machine, however many processes share it.
         pue: power usage effectiveness of the data centre.
         kg_per_kwh: carbon intensity of its electricity.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from llama2_pl.checkpoints.keys import Entry, adjacent_to_half_split, entries
@@ -91,6 +92,11 @@ def _read_config(path: Path, shards: list[Shard]) -> ModelConfig:
         config = ModelConfig.of(params)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from error
+    if config.norm_eps == 1e-6:
+        rank_zero_warn(
+            f"{path}: norm_eps is 1e-06, which is Llama 1's; Llama 2 has 1e-05, and the first params.json of its 7B "
+            "chat model was wrong. If this is a Llama 2, write 1e-05 there"
+        )
     if config.n_heads % len(shards) or config.kv_heads % len(shards):
         raise ValueError(
             f"{path}: {config.n_heads} heads and {config.kv_heads} kv heads cannot lie in {len(shards)} shards"

@@ -121,7 +121,7 @@ def _best_fit(documents: np.ndarray, lengths: np.ndarray, capacity: int) -> list
 
 
 def fill_rows(rows: Sequence[Sequence[Segment]], seq_len: int) -> Batch:
-    """(rows, seq_len) arrays. The first token of a segment is never a target: nothing precedes it in its document."""
+    """(rows, seq_len) arrays. The first token of a segment is never a target: nothing precedes it in its row."""
     shape = (len(rows), seq_len)
     tokens = np.full(shape, PADDING_ID, dtype=np.int64)
     loss_mask = np.zeros(shape, dtype=bool)

@@ -43,7 +43,8 @@ class PreferenceDataModule(NumberedDataModule):
 
     Args:
         helpful: files of helpfulness pairs.
-        safety: files of safety pairs; for ``kind="helpfulness"`` this is "the rest": open-source sets belong here.
+        safety: files of safety pairs; for ``kind="helpfulness"`` "the rest": open-source sets of either kind too. For
+            ``kind="safety"`` open-source helpfulness belongs into ``helpful``.
         tokenizer: path of a SentencePiece ``tokenizer.model``.
         kind: "helpfulness", "safety", or "all" for everything as it is.
         val: files to validate on.

@@ -56,7 +56,7 @@ def rejection_sampling(results: dict) -> str:
             for name, key in measures.items()
         }
         chart = figures.bands(named, x_label="temperature", y_label="share", whole=True)
-        caption = "How alike the samples of a prompt are, 95 % intervals: Self-BLEU (as Fig. 21), distinct-2."
+        caption = "How alike the samples of a prompt are, 95 % intervals: Self-BLEU (a part of Fig. 21), distinct-2."
         charts.append(page.figure(chart, caption))
     if best.get("score_by_quality"):
         chart = figures.bands(

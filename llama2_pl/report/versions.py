@@ -91,7 +91,7 @@ def _accuracy_charts(run: Path, rows: list[dict]) -> list[str]:
 
 
 def _judges(run: Path, rows: list[dict]) -> str:
-    """What each batch of ratings taught the reward models (§3.2.3), on pairs of the batch that were held out."""
+    """What each batch of ratings taught the reward models (§3.2.1), on pairs of the batch that were held out."""
     head = [
         "version",
         "reward model",

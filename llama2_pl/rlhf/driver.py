@@ -175,6 +175,7 @@ def variables(loop: Loop, version: int) -> dict[str, str]:
         "SAFETY_VAL": json.dumps(files.safety_val),
         "HELPFULNESS_REWARD": judges["helpfulness_reward"],
         "SAFETY_REWARD": judges["safety_reward"],
+        "VALUE_INIT": "policy" if loop.teacher else "helpfulness_reward",  # a teacher's is of its size
         "K": str(loop.sampling.samples_per_prompt),
         "MAX_NEW_TOKENS": str(loop.sampling.max_new_tokens),
         "SAVE_EVERY": str(loop.every.save),

@@ -45,7 +45,7 @@ def measure_judges(
 ) -> None:
     """Accuracy on held-out pairs, and on those of the newest batch, with the reward models before it and after it.
 
-    Llama 2 §3.2.2, tables 7, 8 and 29; §3.2.3: "reward model accuracy can quickly degrade if not exposed to this new
+    Llama 2 §3.2.2, tables 7, 8 and 29; §3.2.1: "reward model accuracy can quickly degrade if not exposed to this new
     sample distribution", which is the difference between the two.
 
     Args:

@@ -107,7 +107,7 @@ def reward_stage(loop: Loop, version: int, kind: str) -> Stage:
 
 
 def judges_stage(loop: Loop, version: int) -> Stage:
-    """The newest reward models on held-out pairs, and what the version's own batch of ratings taught them (§3.2.3)."""
+    """The newest reward models on held-out pairs, and what the version's own batch of ratings taught them (§3.2.1)."""
     out = loop.at(version, "judges.json")
     pairs = {"helpful_pairs": loop.files.helpful_val, "safety_pairs": loop.files.safety_val}
     batch = {kind: path for kind in KINDS if (path := loop.held_out_batch(version, kind)) is not None}

@@ -87,10 +87,11 @@ def update_pool(
         tokenizer: tokenizer.model of all of them.
         out: folder of the new pool.
         earlier: folder of the pool before this iteration; it stays as it is.
-        take: "previous": fine-tune on this iteration's samples alone, as the paper until V3; "all": on the best of
-            all iterations, as after.
+        take: "previous": fine-tune on this iteration's samples alone, as the paper until V3; "all": also on the best of
+            all iterations before, as after.
         keep: samples of a prompt that enter the pool, best first.
-        per_prompt: most answers of a prompt to fine-tune on. Our choice: 1, by the newest reward models.
+        per_prompt: most answers of an iteration to a prompt to fine-tune on. Our choice: 1, by the newest reward
+            models.
         safety_threshold: below this safety score an answer counts as unsafe.
         hardware: device and precision.
     """
@@ -146,18 +147,23 @@ def rescored(entries: Sequence[Entry], judges: Judges, version: int) -> list[Ent
 
 
 def choose_entries(entries: Sequence[Entry], version: int, take: Policy, per_prompt: int) -> list[Entry]:
-    """What version `version` is fine-tuned on, by prompt: the best by its reward models, no answer twice."""
-    by_prompt: dict[str, list[Entry]] = defaultdict(list)
+    """What version `version` is fine-tuned on: of each iteration and prompt the best by the newest reward models.
+
+    No answer to a prompt twice, whichever iterations found it.
+    """
+    best_first = sorted(entries, key=lambda entry: -entry.score(version))
+    found: dict[tuple[str, int], dict[str, Entry]] = defaultdict(
+        dict
+    )  # answers of an iteration to a prompt, by text
+    for entry in best_first:
+        answers = found[entry.prompt, entry.version]
+        if (take == "all" or entry.version == version) and len(answers) < per_prompt:
+            answers.setdefault(entry.answer, entry)
+    different: dict[tuple[str, str], Entry] = {}
     for entry in entries:
-        if take == "all" or entry.version == version:
-            by_prompt[entry.prompt].append(entry)
-    chosen = []
-    for answers in by_prompt.values():
-        different: dict[str, Entry] = {}
-        for entry in sorted(answers, key=lambda entry: -entry.score(version)):
-            different.setdefault(entry.answer, entry)
-        chosen += list(different.values())[:per_prompt]
-    return chosen
+        if found[entry.prompt, entry.version].get(entry.answer) is entry:
+            different.setdefault((entry.prompt, entry.answer), entry)
+    return list(different.values())
 
 
 def training_dialogue(entry: Entry) -> dict[str, Any]:

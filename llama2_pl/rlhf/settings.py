@@ -77,7 +77,7 @@ class Sampling:
         max_new_tokens: longest answer, here and everywhere in the loop.
         pool: "previous", "all", or "paper": previous until version 3, all after (§3.2.3).
         keep: samples of a prompt that enter the pool.
-        per_prompt: most answers of a prompt to fine-tune on.
+        per_prompt: most answers of an iteration to a prompt to fine-tune on.
     """
 
     samples_per_prompt: int = 20

@@ -1,7 +1,8 @@
 """Dialogues to ids and loss mask, in Meta's format.
 
 Llama 2 §3.3 (system message), A.5; the released generation code: every finished (user, answer) pair is
-encoded on its own as ``BOS [INST] user [/INST] answer EOS``, the system message inside the first user turn.
+encoded on its own as ``BOS [INST] user [/INST] answer EOS``, the system message inside the first user turn. §3.1 has "a
+special token" between prompt and answer and does not say which; the code has the text ``[/INST]``, and so have we.
 """
 
 from __future__ import annotations

@@ -187,6 +187,15 @@ def test_params_that_do_not_fit_are_refused(changes: dict, message: str, tmp_pat
         from_meta(write(tmp_path, shard(random_weights(), 2), **changes), trust_checkpoint=True)
 
 
+@pytest.mark.parametrize(("eps", "warned"), [(1e-6, 1), (1e-5, 0)])
+def test_the_epsilon_that_meta_took_back_is_warned_of(
+    eps: float, warned: int, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = from_meta(write(tmp_path, shard(random_weights(), 1), norm_eps=eps), trust_checkpoint=True)
+    assert model.config.norm_eps == eps
+    assert sum("Llama 2 has 1e-05" in str(found.message) for found in recwarn) == warned
+
+
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     write(tmp_path, shard(random_weights(), 1))
     (tmp_path / "consolidated.00.pth").write_bytes(b"not weights")

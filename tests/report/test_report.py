@@ -106,7 +106,7 @@ def test_every_figure_of_the_paper_is_drawn_from_the_runs_files(run):
         "as Table 8",
         "as Fig. 27",
         "How far apart the helpfulness model",
-        "as Fig. 21",
+        "a part of Fig. 21",
         "AC2 0.81",
         "&lt;b&gt;forum",
         "as Figs. 7 and 8",

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
-from llama2_pl.checkpoints.ours import load_language_model
+from llama2_pl.checkpoints.ours import load_language_model, load_reward_model
 from llama2_pl.cli import main
 from llama2_pl.data.default import write, write_default_data
 from llama2_pl.data.readers import read_prompts
@@ -265,8 +265,10 @@ def test_the_pool_names_where_each_answer_comes_from_and_who_judged_it(done: Pat
     # the older entries were judged twice, the newer ones by the newest reward models alone
     assert {(e["version"], tuple(e["scores"])) for e in entries} == {(1, ("1", "2")), (2, ("2",))}
     taken = lines(run / "v2/pool/train.jsonl")
-    prompts = [json.dumps(row["messages"][:-1]) for row in taken]
-    assert len(set(prompts)) == len(prompts) == len({json.dumps(e["messages"]) for e in entries})
+    # of each version the best answer to each prompt, but for one that both found
+    assert {json.dumps([*e["messages"], {"role": "assistant", "content": e["answer"]}]) for e in entries} == {
+        json.dumps(row["messages"]) for row in taken
+    }
     table = read(run / "v2/pool/lineage.json")
     assert sum(row["taken"] for row in table["versions"]) == len(taken)
     judge = run / "v2/reward_safety/last.ckpt"
@@ -467,12 +469,15 @@ def test_a_small_model_learns_from_the_samples_of_a_big_one(done: Path, start: P
     eos_id = Tokenizer(str(start / "tokenizer.model")).eos_id
     config["files"] |= {"policy": chatterbox(tmp_path / "small.ckpt", eos_id, student)}
     config["files"]["base"] = config["files"]["policy"]
-    rlhf(tmp_path, config, f"--teacher={done / 'run'}", "--versions=1", "--until=v1/choice")
+    rlhf(tmp_path, config, f"--teacher={done / 'run'}", "--versions=1", "--ppo_from=1", "--until=v1/choice")
     made = {str(p.relative_to(run / "manifests").with_suffix("")) for p in run.glob("manifests/**/*.json")}
-    assert made == {"held_out", "v1/fine_tune", "v1/choice"}
+    assert made == {"held_out", "v1/fine_tune", "v1/ppo", "v1/choice"}
     pool = done / "run/v1/pool/train.jsonl"
     assert manifest(run, "v1/fine_tune")["inputs"][str(pool)] == fingerprint(pool)
     assert load_language_model(run / "v1/choice/policy.ckpt").config.dim == 16
+    assert (
+        load_reward_model(run / "v1/ppo/last.ckpt").config.dim == 16
+    )  # its value network is not the teacher's
 
 
 def test_what_another_run_made_with_the_same_command_and_inputs_is_linked_and_only_that(

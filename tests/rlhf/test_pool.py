@@ -28,8 +28,7 @@ def entry(question: str, answer: str, version: int, **scores: float) -> Entry:
     return Entry(asked, False, answer, version, f"sha{version}", 1.0, judged)
 
 
-# Two prompts. At version 2 the newest models like the old answer to q better (0.9 against 0.4), though the old ones
-# gave it 0.1; to r the new one is better; s was asked in version 1 alone; the answer to t was found twice.
+# q and r were answered in both versions, s in version 1 alone; the answer to t was found twice.
 POOL = [
     entry("q", "old", 1, v1=0.1, v2=0.9),
     entry("r", "old", 1, v1=0.8, v2=0.2),
@@ -50,17 +49,22 @@ def test_previous_takes_this_iteration_s_samples_alone() -> None:
     assert taken("previous") == [("q", "new", 2), ("r", "new", 2), ("t", "same", 2)]
 
 
-def test_all_takes_the_best_of_every_iteration_by_the_newest_scores() -> None:
-    assert taken("all") == [("q", "old", 1), ("r", "new", 2), ("s", "alone", 1), ("t", "same", 1)]
+def test_all_adds_the_best_of_every_iteration_before_and_no_answer_twice() -> None:
+    q, r = [("q", "new", 2), ("q", "old", 1)], [("r", "new", 2), ("r", "old", 1)]
+    assert taken("all") == [*q, *r, ("s", "alone", 1), ("t", "same", 1)]
 
 
-def test_more_answers_of_a_prompt_come_best_first_and_no_text_twice() -> None:
-    chosen = choose_entries(POOL, 2, "all", 2)
-    assert [e.answer for e in chosen if e.messages[0]["content"] == "q"] == ["old", "new"]
-    assert [e.answer for e in chosen if e.messages[0]["content"] == "r"] == ["new", "old"]
-    assert [e.version for e in chosen if e.messages[0]["content"] == "t"] == [1]
-    three = [entry("q", "a", 1, v1=5.0), entry("q", "b", 1, v1=4.0), entry("q", "a", 1, v1=5.0)]
-    assert [e.answer for e in choose_entries(three, 1, "all", 3)] == ["a", "b"]
+def test_the_best_of_an_iteration_are_those_that_the_newest_reward_models_like() -> None:
+    pool = [
+        entry("q", "a", 1, v1=9.0, v2=1.0),
+        entry("q", "b", 1, v1=5.0, v2=4.0),
+        entry("q", "b", 1, v1=5.0, v2=4.0),
+        entry("q", "c", 1, v1=1.0, v2=2.0),
+        entry("q", "d", 2, v2=-1.0),
+    ]
+    for per_prompt, answers in ((1, {"b", "d"}), (2, {"b", "c", "d"}), (3, {"a", "b", "c", "d"})):
+        chosen = [e.answer for e in choose_entries(pool, 2, "all", per_prompt)]
+        assert set(chosen) == answers and len(chosen) == len(answers)
 
 
 def test_the_best_finished_answers_enter_with_their_lineage_and_without_control_tags() -> None:
@@ -113,8 +117,8 @@ def test_an_iteration_enters_beside_the_earlier_ones_and_all_are_judged_anew_at_
 
 def test_the_lineage_counts_what_each_version_gave() -> None:
     old, new = lineage(POOL, choose_entries(POOL, 2, "all", 1), 2)
-    assert (old["version"], old["entries"], old["taken"], old["sampler"]) == (1, 4, 3, "sha1")
-    assert (new["version"], new["entries"], new["taken"], new["temperatures"]) == (2, 3, 1, [1.0])
+    assert (old["version"], old["entries"], old["taken"], old["sampler"]) == (1, 4, 4, "sha1")
+    assert (new["version"], new["entries"], new["taken"], new["temperatures"]) == (2, 3, 2, [1.0])
     assert old["score"] == pytest.approx((0.9 + 0.2 - 3.0 + 0.6) / 4)
     assert new["score"] == pytest.approx((0.4 + 0.7 + 0.6) / 3)
 
