@@ -9,8 +9,10 @@ from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from llama2_pl.model.heads import LanguageModel
+from llama2_pl.model.parallel import ParallelPlan
 
 
 class RunStopped(RuntimeError):
@@ -35,6 +37,17 @@ def find_language_model(pl_module: L.LightningModule, names: Sequence[str], opti
         f"{type(pl_module).__name__} has no language model in {' or '.join(names)}: set {option} to where it is; "
         "it must have config, hidden and head like llama2_pl.model.LanguageModel"
     )
+
+
+def plan_of(pl_module: L.LightningModule, callback: str) -> ParallelPlan:
+    """The plan by which the module will build its networks; a warning where it knows of none."""
+    if not hasattr(pl_module, "parallel_plan"):
+        rank_zero_warn(
+            f"{callback} does nothing for {type(pl_module).__name__}, which has no parallel_plan: build its networks "
+            "in configure_model by llama2_pl.model.parallel.parallelize with self.parallel_plan (None at first), or "
+            "use torch.compile and the like yourself"
+        )
+    return getattr(pl_module, "parallel_plan", None) or ParallelPlan()
 
 
 def autocast_of(trainer: L.Trainer) -> AbstractContextManager:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import lightning as L
 
-from llama2_pl.model.parallel import ParallelPlan
+from llama2_pl.callbacks.common import plan_of
 
 
 class CompiledBlocks(L.Callback):
@@ -20,5 +20,5 @@ class CompiledBlocks(L.Callback):
     """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        plan = getattr(pl_module, "parallel_plan", None) or ParallelPlan()
+        plan = plan_of(pl_module, "CompiledBlocks")
         pl_module.parallel_plan = replace(plan, compile=True)  # type: ignore[assignment]

@@ -44,8 +44,8 @@ class HeldOutPromptEarlyStopping(L.Callback):
         prompts: file of prompts (formats of `read_prompts`) or list of texts, none of which is trained on.
         tokenizer: path of a SentencePiece tokenizer.model.
         dirpath: folder of `best.ckpt`.
-        reward: function (prompts, answers) -> numbers; see `rewards.Reward`. Without it, the checkpoints below, or
-            else the reward models in the module's `rewards`.
+        reward: function (prompts, answers) -> numbers; see `llama2_pl.callbacks.Reward`. Without it, the checkpoints
+            below, or else the reward models in the module's `rewards`.
         helpfulness_reward: checkpoint of the helpfulness reward model.
         safety_reward: checkpoint of the safety reward model.
         every_n_iterations: looks are this many training batches apart.

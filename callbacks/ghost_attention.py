@@ -69,7 +69,8 @@ class GhostAttention(L.Callback):
         history: "original" or "resampled", see `build_dialogues`.
         place: where the instruction is learned: "system" message or first "user" message.
         check: only answers that keep what a program can check.
-        reward: function (prompts, answers) -> numbers that picks the best of the samples; see `rewards.Reward`.
+        reward: function (prompts, answers) -> numbers that picks the best of the samples; see
+            `llama2_pl.callbacks.Reward`.
         helpfulness_reward: or the checkpoint of a helpfulness reward model.
         safety_reward: and of a safety reward model.
         model_attribute: where the module has its chat model, dots allowed; by default `model`, else `policy`.

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import lightning as L
 
+from llama2_pl.callbacks.common import plan_of
 from llama2_pl.model.kernels import NEEDS, require
-from llama2_pl.model.parallel import ParallelPlan
 
 
 class CudaKernels(L.Callback):
@@ -47,5 +47,5 @@ class CudaKernels(L.Callback):
                     raise ValueError(
                         f"{switch} is on and the Trainer runs on {device}: set trainer.accelerator to gpu"
                     )
-        plan = getattr(pl_module, "parallel_plan", None) or ParallelPlan()
+        plan = plan_of(pl_module, "CudaKernels")
         pl_module.parallel_plan = replace(plan, **self.switches)  # type: ignore[assignment]

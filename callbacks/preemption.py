@@ -1,4 +1,4 @@
-"""PreemptionCheckpoint: a signal saves a checkpoint at the next step boundary, and the process ends with 143."""
+"""PreemptionCheckpoint: a signal, Ctrl-C too, saves a checkpoint at the next step boundary, and the process ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from llama2_pl.checkpoints.saving import finish_saving
+from llama2_pl.checkpoints.saving import Interrupted, finish_saving
 
 
 class PreemptionCheckpoint(L.Callback):
@@ -25,8 +25,8 @@ class PreemptionCheckpoint(L.Callback):
 
     Lightning alone saves nothing on SIGTERM, hangs where only a rank other than 0 gets it, and on SLURM saves inside
     the signal handler, in the middle of a step. Here a signal sets a flag; between two optimizer steps (for PPO, two
-    iterations) the ranks agree, save `last.ckpt` and leave. Under `llama2-pl fit` the exit status is 143, and
-    `--ckpt_path last` goes on from there exactly.
+    iterations) the ranks agree, save `last.ckpt` and leave. Under `llama2-pl fit` the exit status is 143, after Ctrl-C
+    130, and `--ckpt_path last` goes on from there exactly. A second Ctrl-C stops at once and saves nothing.
 
     Args:
         dirpath: folder of last.ckpt; by default that of the ModelCheckpoint, else the trainer's default_root_dir.
@@ -41,10 +41,10 @@ class PreemptionCheckpoint(L.Callback):
         dirpath: str | None = None,
         requeue: bool = True,
         every_n_steps: int = 10,
-        signals: tuple[str, ...] = ("SIGTERM", "SIGUSR1"),
+        signals: tuple[str, ...] = ("SIGTERM", "SIGUSR1", "SIGINT"),
     ) -> None:
         super().__init__()
-        if every_n_steps < 1:
+        if not isinstance(every_n_steps, int) or every_n_steps < 1:
             raise ValueError(f"every_n_steps is {every_n_steps}; it must be at least 1")
         unknown = [name for name in signals if name not in signal.Signals.__members__]
         if unknown:
@@ -56,12 +56,13 @@ class PreemptionCheckpoint(L.Callback):
         self.received = ""
         """The name of the signal that came; empty where none did."""
         self._before: dict[signal.Signals, Any] = {}
+        self._tells = True
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Hear signals from here on, and stand behind all other callbacks: what we save holds their last step."""
         if stage != "fit":
             return
-        self.received = ""
+        self.received, self._tells = "", trainer.is_global_zero
         if threading.current_thread() is not threading.main_thread():
             rank_zero_warn("PreemptionCheckpoint hears no signal: training does not run in the main thread")
             return
@@ -100,21 +101,25 @@ class PreemptionCheckpoint(L.Callback):
         self._before = {}
 
     def _hear(self, number: int, frame: Any) -> None:
-        """Nothing but a note: a handler runs between any two instructions."""
+        """Hardly more than a note: a handler runs between any two instructions."""
+        if number == signal.SIGINT and self.received == "SIGINT":
+            raise KeyboardInterrupt
         self.received = signal.Signals(number).name
+        if number == signal.SIGINT and self._tells:
+            os.write(2, b"\nCtrl-C: this step is finished and saved; again stops at once\n")
 
     def _leave(self, trainer: L.Trainer) -> None:
         path = self._folder(trainer) / "last.ckpt"
         trainer.save_checkpoint(path, weights_only=False)
         finish_saving(trainer.strategy)
         rank_zero_info(
-            f"{self.received or 'a signal to another rank'}: saved {path}; go on with\n  {restart()}"
+            f"{self.received or 'a signal to another rank'}: saved {path}; go on with\n  {restart(path)}"
         )
-        if self.requeue and trainer.is_global_zero and (job := slurm_job()):
+        if self.requeue and self.received != "SIGINT" and trainer.is_global_zero and (job := slurm_job()):
             done = subprocess.run(["scontrol", "requeue", job], check=False)
             rank_zero_info(f"scontrol requeue {job}: status {done.returncode}")
         trainer.strategy.barrier("preemption")
-        raise SIGTERMException
+        raise Interrupted if self.received == "SIGINT" else SIGTERMException
 
     def _folder(self, trainer: L.Trainer) -> Path:
         if self.dirpath is not None:
@@ -124,14 +129,16 @@ class PreemptionCheckpoint(L.Callback):
         return Path(folder or trainer.default_root_dir)
 
 
-def restart() -> str:
-    """The command of this process, with `--ckpt_path last` where it is a `fit`."""
+def restart(path: Path) -> str:
+    """The command of this process, with `--ckpt_path last` where it is a `fit`; of another program what it must do."""
     words = sys.orig_argv  # sys.argv may be those of one stage of a recipe
     ours = [number for number, word in enumerate(words) if Path(word).name in ("llama2-pl", "llama2_pl")]
     words = ["llama2-pl", *words[ours[0] + 1 :]] if ours else list(words)
     if "fit" in words and not any(word.startswith("--ckpt_path") for word in words):
         words += ["--ckpt_path", "last"]
-    return shlex.join(words)
+    return (
+        shlex.join(words) if ours else f'{shlex.join(words)}, and in it trainer.fit(..., ckpt_path="{path}")'
+    )
 
 
 def slurm_job() -> str | None:

@@ -15,7 +15,7 @@ from llama2_pl.text.chat import Dialog
 from llama2_pl.text.tokenizer import Tokenizer
 
 Reward = Callable[[Sequence[PromptRow], Sequence[str]], Sequence[float]]
-"""(prompts, one answer each) -> one number each; higher is better."""
+"""(prompts, one answer each) -> one number each; higher is better. A prompt is a `llama2_pl.data.readers.PromptRow`."""
 
 
 class ModelReward:

@@ -79,7 +79,7 @@ def test_links_to_files_of_the_repository_lead_somewhere(document: Path) -> None
         getattr(package, name)
         for package in (llama2_pl, callbacks, generation)
         for name in package.__all__
-        if callable(getattr(package, name))
+        if inspect.isroutine(public := getattr(package, name)) or inspect.isclass(public)
     ]
     + [text.encode_dialog, text.encode_prompt, text.truncate_dialog, text.train_tokenizer],
     ids=lambda public: public.__name__,

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed.checkpoint.api import CheckpointException
 
 from llama2_pl.checkpoints.sharded import agreed, commit
 from llama2_pl.checkpoints.verified import VerifiedCheckpointIO, clear
+
+
+class Interrupted(SIGTERMException):
+    """Ctrl-C ended the training, after a save."""
 
 
 def guard_saving(strategy: Any) -> None:

@@ -16,17 +16,19 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 # imported so that short class names (`--model RewardModule`) are known
 import llama2_pl.data
 import llama2_pl.modules  # noqa: F401
+from llama2_pl.checkpoints.saving import Interrupted
 from llama2_pl.checkpoints.sharded import recover
 from llama2_pl.checkpoints.verified import VerifiedCheckpointIO
 from llama2_pl.commands.parsing import ShortErrors, refuse_secrets, restrict_imports, root_of
 from llama2_pl.commands.run_lock import RunLock
 from llama2_pl.modules.trainer import Trainer
 
-SIGTERM_STATUS = 128 + 15
+SIGTERM_STATUS, SIGINT_STATUS = 128 + 15, 128 + 2
 
 
 class TrainingParser(ShortErrors, LightningArgumentParser):
@@ -65,6 +67,7 @@ class SaveRunConfig(SaveConfigCallback):
         """A finished run that is resumed trains nothing and leaves no trace."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+            print(f"nothing left to train: the run stands at its end, step {trainer.global_step}")
 
 
 class TrainingCLI(LightningCLI):
@@ -103,10 +106,23 @@ class TrainingCLI(LightningCLI):
         return super()._instantiate_trainer({**config, "plugins": plugins}, [RunLock(), *callbacks])
 
     def before_fit(self) -> None:
-        """Put back what a kill in the middle of a save left under another name."""
+        """Put back what a kill in the middle of a save left under another name; warn of what a new run replaces."""
         for callback in self.trainer.checkpoint_callbacks:
-            if (folder := getattr(callback, "dirpath", None)) is not None and self.trainer.is_global_zero:
-                recover(Path(folder))
+            if (folder := getattr(callback, "dirpath", None)) is None or not self.trainer.is_global_zero:
+                continue
+            recover(Path(folder))
+            if (last := Path(folder) / "last.ckpt").exists() and self._get(self.config, "ckpt_path") is None:
+                rank_zero_warn(
+                    f"{last} of an earlier run will be replaced: stop and give --ckpt_path last to go on with it, or "
+                    "another folder (dirpath of ModelCheckpoint in trainer.callbacks) to keep it"
+                )
+
+    def after_fit(self) -> None:
+        """Say where the result is."""
+        for callback in self.trainer.checkpoint_callbacks:
+            paths = [getattr(callback, f"{name}_model_path", "") for name in ("last", "best")]
+            if saved := next(filter(None, paths), None):
+                rank_zero_info(f"saved: {saved}")
 
     def _parse_ckpt_path(self) -> None:
         """Leave the config as given: Lightning lets the checkpoint's hyper-parameters override explicit options."""
@@ -119,7 +135,12 @@ def _no_advertisement(record: logging.LogRecord) -> bool:
 
 # What nobody who runs a command can do anything about: Lightning's own use of torch, and a data module that returns no
 # loaders for validation because it was given nothing to validate on.
-_NOISE = (r"`isinstance\(treespec, LeafSpec\)` is deprecated", "Total length of `list` across ranks is zero")
+# PPO's checkpoints are meant to hold what an iteration made.
+_NOISE = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    "Total length of `list` across ranks is zero",
+    "Using ModelCheckpoint with manual optimization and every_n_train_steps",
+)
 
 
 def run_training(args: list[str]) -> None:
@@ -133,9 +154,9 @@ def run_training(args: list[str]) -> None:
     with mock.patch.object(sys, "argv", [sys.argv[0], *args]):
         try:
             TrainingCLI()
-        except SIGTERMException:
+        except SIGTERMException as stop:
             # Lightning ends with status 0 on SIGTERM, which a scheduler takes for success
-            raise SystemExit(SIGTERM_STATUS) from None
+            raise SystemExit(SIGINT_STATUS if isinstance(stop, Interrupted) else SIGTERM_STATUS) from None
         finally:
             _close()
 

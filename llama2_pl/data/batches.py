@@ -11,16 +11,18 @@ class Batch(NamedTuple):
     """Packed token rows, for pretraining and SFT.
 
     Llama 2 §2.2 (4096-token rows), §3.1 (loss on answers only). Aligned, not shifted: the objective shifts once.
+
+    Attributes:
+        tokens: (B, T) int64; padding is id 0.
+        loss_mask: (B, T) bool; True where the token itself is a target, so never on a document's first token or on
+            padding.
+        document_ids: (B, T) int32; which document of its row a token belongs to, counted from 0; -1 on padding. None:
+            every row is one document, with or without padding behind it. See `without_needless_mask`.
     """
 
     tokens: Tensor
-    """(B, T) int64; padding is id 0."""
     loss_mask: Tensor
-    """(B, T) bool; True where the token itself is a target, so never on a document's first token or on padding."""
     document_ids: Tensor | None
-    """(B, T) int32; which document of its row a token belongs to, counted from 0; -1 on padding.
-
-    None: every row is one document, with or without padding behind it. See `without_needless_mask`."""
 
 
 def without_needless_mask(batch: Batch) -> Batch:
@@ -59,29 +61,34 @@ class PreferenceBatch(NamedTuple):
     """N pairs as 2N right-padded rows: all chosen ones, then all rejected ones.
 
     Llama 2 §3.2.1 (four ratings, safety bins), §3.2.2.
+
+    Attributes:
+        tokens: (2N, T) int64, T the longest row rounded up to a multiple of 8; padding is id 0.
+        lengths: (2N,) int64; real tokens of each row.
+        rating: (N,) int64; 0 significantly better, 1 better, 2 slightly better, 3 negligibly better or unsure; -1
+            unrated, in validation (in training the data module's ``default_rating`` stands in).
+        is_safe: (2N,) float32; 1 safe, 0 unsafe, nan unknown.
+        source: (N,) int64; an index into the data module's ``sources``.
+        packing: how the rows are read without their padding; None: as they are.
     """
 
     tokens: Tensor
-    """(2N, T) int64, T the longest row rounded up to a multiple of 8; padding is id 0."""
     lengths: Tensor
-    """(2N,) int64; real tokens of each row."""
     rating: Tensor
-    """(N,) int64; 0 significantly better, 1 better, 2 slightly better, 3 negligibly better or unsure; -1
-    unrated, in validation (in training the data module's ``default_rating`` stands in)."""
     is_safe: Tensor
-    """(2N,) float32; 1 safe, 0 unsafe, nan unknown."""
     source: Tensor
-    """(N,) int64; an index into the data module's ``sources``."""
     packing: Packing | None = None
-    """How the rows are read without their padding; None: as they are."""
 
 
 class PromptBatch(NamedTuple):
-    """B prompts to be answered. Llama 2 §3.2.3; IS_SAFETY of its reward rule."""
+    """B prompts to be answered. Llama 2 §3.2.3; IS_SAFETY of its reward rule.
+
+    Attributes:
+        prompts: B lists of ids, of different lengths, each ending with ``[/INST]``.
+        is_safety: (B,) bool; True where a prompt may elicit unsafe output.
+        index: (B,) int64; an index into the data module's ``rows``.
+    """
 
     prompts: list[list[int]]
-    """B lists of ids, of different lengths, each ending with ``[/INST]``."""
     is_safety: Tensor
-    """(B,) bool; True where a prompt may elicit unsafe output."""
     index: Tensor
-    """(B,) int64; an index into the data module's ``rows``."""

@@ -38,7 +38,7 @@ from llama2_pl.modules.resume import (
     save_last_steps,
     trainer_options,
 )
-from llama2_pl.modules.start import starting_model
+from llama2_pl.modules.start import starting_model, weights_follow, weights_following
 from llama2_pl.text.tokenizer import Tokenizer
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -72,7 +72,7 @@ class LlamaModule(L.LightningModule):
     """Base of all modules. A subclass gives `build_networks` and its steps.
 
     Networks are made in `configure_model`, so that strategies can shard them as they are made; it is called
-    twice by some callbacks, and without a Trainer by `load_from_checkpoint`.
+    twice by some callbacks, and without a Trainer by `load_from_checkpoint` and by users.
     """
 
     parallel_plan: ParallelPlan | None = None
@@ -95,6 +95,7 @@ class LlamaModule(L.LightningModule):
         raise NotImplementedError
 
     def configure_model(self) -> None:
+        self._keep_plain_sizes()
         if self.attached:
             guard_loading(self.trainer.strategy)
             guard_saving(self.trainer.strategy)
@@ -111,8 +112,20 @@ class LlamaModule(L.LightningModule):
     ) -> Any:
         """Also where the networks were built by other processes, as with "ddp_notebook": they would get no weights."""
         if not self._networks_built:
-            self.configure_model()
+            with weights_following():
+                self.configure_model()
         return super().load_state_dict(state_dict, strict, assign)
+
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
+        """As Lightning's; the files that the checkpoint's options name are not read."""
+        with weights_following():
+            return super().load_from_checkpoint(*args, **kwargs)
+
+    def _keep_plain_sizes(self) -> None:
+        """A subclass's own `save_hyperparameters()` collects a ModelConfig again, which no checkpoint may hold."""
+        sizes = {name: value for name, value in self.hparams.items() if isinstance(value, ModelConfig)}
+        self.remember_configs(**sizes)
 
     def _refuse_small_vocabularies(self) -> None:
         if self.tokenizer is None:
@@ -123,6 +136,11 @@ class LlamaModule(L.LightningModule):
                 raise ValueError(
                     f"the vocab_size of {name}'s backbone is {size} and data.tokenizer {self.tokenizer.path} has "
                     f"{pieces} pieces: set vocab_size to {pieces}, or give the network's own tokenizer"
+                )
+            if pieces < size:
+                rank_zero_warn(
+                    f"the vocab_size of {name}'s backbone is {size} and data.tokenizer {self.tokenizer.path} has only "
+                    f"{pieces} pieces: right for a vocabulary that was padded, wrong for a network of another tokenizer"
                 )
 
     def _configs(self) -> list[tuple[str, ModelConfig]]:
@@ -212,8 +230,13 @@ class LlamaModule(L.LightningModule):
 
     @property
     def attached(self) -> bool:
-        """Whether a Trainer runs this module. Not so in `load_from_checkpoint`, where weights follow."""
+        """Whether a Trainer runs this module."""
         return self._trainer is not None
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether networks start from the files that the options name."""
+        return self.attached or not weights_follow()
 
     def fresh(self, kind: type[Network], config: ModelConfig) -> Network:
         """A network with random weights; on a mesh no rank ever holds the whole of it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
+
 from llama2_pl.data.batches import Batch, PreferenceBatch, PromptBatch
 from llama2_pl.modules.base import LlamaModule
 
@@ -37,4 +39,9 @@ class BatchTypeModule(LlamaModule):
             raise ValueError(
                 f"{type(self).__name__} needs {self.batch_type.__name__} (as {SOURCES[self.batch_type]}) and got "
                 f"{type(batch).__name__}: give it that data"
+            )
+        if isinstance(batch, Batch) and batch.loss_mask.dtype != torch.bool:
+            raise ValueError(
+                f"loss_mask of the Batch is {batch.loss_mask.dtype} and must be torch.bool, True where a token is a "
+                "target: give loss_mask.bool()"
             )

@@ -22,7 +22,7 @@ class LanguageModule(GlobalMeanModule):
         self.val_loss = MeanMetric()
 
     def build_networks(self) -> None:
-        if self.attached and self.hparams["init_from"] is not None:
+        if self.reads_files and self.hparams["init_from"] is not None:
             self.model = self.distributed(self.starting_model())
         else:
             self.model = self.fresh(LanguageModel, self.saved_config("backbone"))

@@ -31,12 +31,19 @@ class RewardModels(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """One row per answer, (B,) each."""
+    """What `score` says of the answers, a row each, (B,).
 
-    scores: Tensor  # the combined linear score, not whitened
+    Attributes:
+        scores: float32; what is learned from, or chosen by: the combined linear score, not whitened.
+        helpfulness: float32; for the metrics.
+        safety: float32; for the metrics; NaN without a safety model.
+        from_safety: bool; the combined score is the safety model's.
+    """
+
+    scores: Tensor
     helpfulness: Tensor
-    safety: Tensor  # NaN without a safety model
-    from_safety: Tensor  # bool: the combined score is the safety model's
+    safety: Tensor
+    from_safety: Tensor
 
 
 class PolicyModule(BatchTypeModule):
@@ -85,13 +92,15 @@ class PolicyModule(BatchTypeModule):
         name = min(readers, key=lambda option: readers[option].config.max_seq_len)
         context, new = readers[name].config.max_seq_len, self.hparams["max_new_tokens"]
         if longest + new > context:
+            ways = {"set data.max_prompt_len": context - new, "lower max_new_tokens": context - longest}
+            out = ", or ".join(f"{way} to at most {bound}" for way, bound in ways.items() if bound > 0)
             raise ValueError(
                 f"the longest prompt has {longest} tokens; with max_new_tokens {new} that exceeds the max_seq_len "
-                f"{context} of {name}; set data.max_prompt_len to at most {context - new}, or lower max_new_tokens"
+                f"{context} of {name}; {out or 'lower both'}"
             )
 
     def score(self, rollout: Rollout, is_safety: Tensor) -> Scored:
-        """R_c of each answer, not whitened. Llama 2 §3.2.3. is_safety (B,)."""
+        """R_c of each answer, not whitened. Llama 2 §3.2.3. is_safety (B,). Override it for a reward of your own."""
         assert self.rewards is not None
         hp = self.hparams
         return score_rollout(self.rewards, rollout, is_safety, hp["safety_threshold"], hp["scoring_batch"])

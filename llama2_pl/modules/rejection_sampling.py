@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from llama2_pl.checkpoints.ours import load_language_model
 from llama2_pl.data.batches import PromptBatch
@@ -102,7 +103,12 @@ class RejectionSamplingModule(PolicyModule):
         assert self.rewards is not None
         networks = [self.policy, *(model for model in self.rewards if model is not None)]
         self._run_key = run_key(dict(self.hparams), [weights_fingerprint(network) for network in networks])
-        self._answered = answered_prompts(Path(self.hparams["out"]), self._run_key)
+        folder = Path(self.hparams["out"])
+        self._answered = answered_prompts(folder, self._run_key)
+        if not self._answered and any(folder.glob("batch-*.json")):
+            rank_zero_warn(
+                f"{folder}: the answers there are of other settings or models, and are replaced as new ones are made"
+            )
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """One row per prompt: its index, its answers with their scores, and which is best."""

@@ -97,7 +97,7 @@ class RewardModule(GlobalMeanModule):
         )
 
     def build_networks(self) -> None:
-        if self.attached and self.hparams["init_from"] is not None:
+        if self.reads_files and self.hparams["init_from"] is not None:
             self.model = self.distributed(with_scalar_head(self.starting_model()))
         else:
             self.model = self.fresh(ScalarModel, self.saved_config("backbone"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,6 +14,23 @@ from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.model.transformer import extend_context
 from llama2_pl.text.tokenizer import Tokenizer
+
+_weights_follow: ContextVar[bool] = ContextVar("weights_follow", default=False)
+
+
+@contextmanager
+def weights_following() -> Iterator[None]:
+    """Inside, networks are made for weights that a checkpoint will give them."""
+    before = _weights_follow.set(True)
+    try:
+        yield
+    finally:
+        _weights_follow.reset(before)
+
+
+def weights_follow() -> bool:
+    """Whether that is so: the files that a module's options name are not read, and need not be there any more."""
+    return _weights_follow.get()
 
 
 def starting_model(

@@ -220,7 +220,7 @@ def summary(results: dict[str, Any]) -> str:
         by = ", ".join(
             f"{level} {value:.2f}" for level, value in row["by_rating"].items() if value is not None
         )
-        lines.append(f"{name} reward accuracy {row['overall']:.3f} ({by})")
+        lines.append(f"{name} reward accuracy {row['overall']:.3f}" + (f" ({by})" if by else ""))
     if "unsafe_recall" in results:
         lines.append(f"unsafe recall {results['unsafe_recall']['mean']:.3f}")
     if gold := results.get("best_of_n", {}).get("gold"):

@@ -145,11 +145,11 @@ def train_tokenizer(
         raise ValueError(
             f"vocab_size {vocab_size}: 3 control pieces and 256 bytes come first; ask for 260 or more"
         )
-    model = io.BytesIO()
+    model, failed = io.BytesIO(), list[ValueError]()
     sentencepiece.set_random_generator_seed(seed)
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(inputs),
+            sentence_iterator=_noting(failed, _sentences(inputs)),
             model_writer=model,
             vocab_size=vocab_size,
             input_sentence_size=input_sentence_size,
@@ -159,8 +159,19 @@ def train_tokenizer(
             **LLAMA2_TRAINER_OPTIONS,
         )
     except RuntimeError as error:
+        if failed:  # SentencePiece tells it as a fault of its own
+            raise failed[0] from None
         raise ValueError(_training_advice(str(error), vocab_size)) from error
     return _write_model(model.getvalue(), Path(out_dir))
+
+
+def _noting(failed: list[ValueError], sentences: Iterator[str]) -> Iterator[str]:
+    """The sentences; what is wrong with an input is noted before it is raised."""
+    try:
+        yield from sentences
+    except ValueError as error:
+        failed.append(error)
+        raise
 
 
 def _sentences(inputs: Iterable[str | Path]) -> Iterator[str]:

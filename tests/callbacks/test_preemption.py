@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from llama2_pl.callbacks import PreemptionCheckpoint
 from llama2_pl.callbacks.preemption import restart, slurm_job
+from llama2_pl.checkpoints.saving import Interrupted
 from llama2_pl.data.base import NumberedDataModule
 
 STEPS = 8
@@ -80,14 +81,14 @@ def trainer(tmp_path: Path, *callbacks: L.Callback, window: int = 1, saver: bool
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 @pytest.mark.parametrize(("window", "batch", "step"), [(1, 2, 3), (2, 4, 3), (2, 5, 3)])
 def test_it_saves_at_the_next_step_and_the_resumed_run_equals_an_unbroken_one(
     tmp_path, number, window, batch, step
 ):
     whole, resumed = Line(), Line()
     trainer(tmp_path, window=window).fit(whole, datamodule=Numbers())
-    with pytest.raises(SIGTERMException):
+    with pytest.raises(Interrupted if number == signal.SIGINT else SIGTERMException):
         stopped = trainer(tmp_path, Kill(batch, number), PreemptionCheckpoint(), window=window)
         stopped.fit(Line(), datamodule=Numbers())
     path = tmp_path / "last.ckpt"
@@ -158,6 +159,18 @@ def test_a_slurm_job_is_put_back_into_the_queue(tmp_path, monkeypatch):
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
 
 
+def test_a_second_ctrl_c_stops_at_once(tmp_path, capfd):
+    class Twice(Kill):
+        def on_before_backward(self, trainer, pl_module, loss) -> None:
+            for _ in range(2):
+                super().on_before_backward(trainer, pl_module, loss)
+
+    with pytest.raises(SystemExit):  # Lightning's answer to KeyboardInterrupt
+        trainer(tmp_path, Twice(1, signal.SIGINT), PreemptionCheckpoint()).fit(Line(), datamodule=Numbers())
+    assert not (tmp_path / "last.ckpt").exists()
+    assert capfd.readouterr().err.count("this step is finished and saved; again stops at once") == 1
+
+
 def test_jobs_and_commands_by_hand(monkeypatch):
     for name in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID"):
         monkeypatch.delenv(f"SLURM_{name}", raising=False)
@@ -169,11 +182,13 @@ def test_jobs_and_commands_by_hand(monkeypatch):
     assert slurm_job() == "12_3"
     monkeypatch.setattr(sys, "argv", ["llama2-pl"])  # all that is left of it while LightningCLI runs
     monkeypatch.setattr(sys, "orig_argv", ["/x/bin/python", "/x/bin/llama2-pl", "fit", "-c", "a b.yaml"])
-    assert restart() == "llama2-pl fit -c 'a b.yaml' --ckpt_path last"
+    assert restart(Path("x.ckpt")) == "llama2-pl fit -c 'a b.yaml' --ckpt_path last"
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "llama2_pl", "fit", "--ckpt_path=x"])
-    assert restart() == "llama2-pl fit --ckpt_path=x"
+    assert restart(Path("x.ckpt")) == "llama2-pl fit --ckpt_path=x"
     monkeypatch.setattr(sys, "orig_argv", ["python", "train.py", "--steps", "3"])
-    assert restart() == "python train.py --steps 3"
+    assert (
+        restart(Path("x.ckpt")) == 'python train.py --steps 3, and in it trainer.fit(..., ckpt_path="x.ckpt")'
+    )
 
 
 def test_bad_options_are_refused():

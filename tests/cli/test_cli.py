@@ -31,16 +31,16 @@ import os, signal
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 class Mine(BoringModel):
-    def __init__(self, lr: float = 0.5, fails: bool = False, terminates: bool = False):
+    def __init__(self, lr: float = 0.5, fails: bool = False, terminates: bool = False, interrupted: bool = False):
         super().__init__()
         self.save_hyperparameters({"lr": lr})
         if fails:
             raise ValueError("backbone.dim is 7: give a multiple of n_heads")
-        self.terminates = terminates
+        self.signals = [signal.SIGTERM] * terminates + [signal.SIGINT] * interrupted
 
     def training_step(self, batch, batch_idx):
-        if self.terminates:
-            os.kill(os.getpid(), signal.SIGTERM)
+        for number in self.signals:
+            os.kill(os.getpid(), number)
         return super().training_step(batch, batch_idx)
 
     def on_train_end(self):
@@ -338,6 +338,33 @@ def test_a_terminated_training_ends_with_143(config: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", config, "--model.terminates=true"])
     assert stop.value.code == 143
+
+
+def test_a_training_that_ctrl_c_ended_is_saved_and_ends_with_130(config: str) -> None:
+    Path("stop.yaml").write_text(
+        "trainer: {callbacks+: [{class_path: llama2_pl.callbacks.PreemptionCheckpoint}]}"
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", config, "--config", "stop.yaml", "--model.interrupted=true"])
+    assert stop.value.code == 130
+    assert torch.load("run/last.ckpt", weights_only=True)["global_step"] == 1
+
+
+def test_a_run_says_what_it_replaces_where_its_result_is_and_that_nothing_was_left(
+    config: str, recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+    for words in ([], ["--ckpt_path", "last"], []):
+        main(["fit", "--config", config, *words])
+        replaced = any("run/last.ckpt of an earlier run will be replaced" in str(w.message) for w in recwarn)
+        printed = capfd.readouterr()
+        said = printed.out + printed.err
+        seen.append(
+            (replaced, "saved: " in said, "nothing left to train: the run stands at its end, step 2" in said)
+        )
+        recwarn.clear()
+    assert [row[0] for row in seen] == [False, False, True]
+    assert [row[2] for row in seen] == [False, True, False] and seen[0][1]
 
 
 def test_an_open_wandb_run_is_finished(config: str, monkeypatch: pytest.MonkeyPatch) -> None:

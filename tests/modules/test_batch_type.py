@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from llama2_pl.modules import DPOModule, PPOModule, PretrainModule, RejectionSamplingModule, RewardModule
 
@@ -39,3 +40,11 @@ def test_each_module_takes_its_own_batch_and_no_other(make):
 def test_a_batch_of_the_users_own_type_is_taken(config, trainer, make):
     own = SimpleNamespace(**make.tokens()._asdict())
     trainer(max_steps=1).fit(PretrainModule(config), make.loader([own]))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_a_loss_mask_of_numbers_is_refused(config, trainer, make, dtype):
+    batch = make.tokens()
+    batch = batch._replace(loss_mask=batch.loss_mask.to(dtype))
+    with pytest.raises(ValueError, match=rf"loss_mask of the Batch is {dtype} and must be torch\.bool"):
+        trainer(max_steps=1).fit(PretrainModule(config), make.loader([batch]))

@@ -260,15 +260,13 @@ def test_two_runs_of_two_steps_equal_one_of_four_to_the_last_bit(config, trainer
     assert run.callback_metrics["train/tokens"].item() == 4 * 24
 
 
-def test_init_from_gives_the_weights_in_a_trainer_only(config, trainer, make, save):
+def test_init_from_gives_the_weights(config, trainer, make, save):
     start = fresh(config)
     path = save(start, "start.ckpt")
     L.seed_everything(1, verbose=False)
     module = SFTModule(config, init_from=path, lr=0.0, weight_decay=0.0)
     trainer(max_steps=1).fit(module, make.loader([make.tokens()]))
     assert all(torch.equal(weights(module)[name], value) for name, value in weights(start).items())
-    alone = SFTModule(config, init_from="nowhere.ckpt")
-    alone.configure_model()
 
 
 def test_init_from_another_architecture_names_the_field(config, trainer, make, save):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -74,8 +75,44 @@ def test_metas_pickles_stay_refused_with_the_way_out(kind, trainer, make, tmp_pa
 def test_neither_backbone_nor_start_is_refused_at_once(kind):
     with pytest.raises(ValueError, match=r"backbone and model\.init_from are both missing: give"):
         kind()
-    with pytest.raises(ValueError, match="backbone is not known before a Trainer has read"):
+    with pytest.raises(ValueError, match=r"nowhere\.ckpt: no such checkpoint"):
         kind(init_from="nowhere.ckpt").configure_model()
+
+
+@pytest.mark.parametrize("sized", [False, True])
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_module_configured_by_hand_starts_from_its_file_and_a_saved_one_needs_it_no_more(
+    kind, sized, config, trainer, make, start, tmp_path
+):
+    model, path = start()
+    module = kind(backbone=config if sized else None, init_from=path, lr=0.0, weight_decay=0.0)
+    module.configure_model()
+    assert module.model.config == config and module.hparams["backbone"]["dim"] == 32
+    for network in (module.model, fitted(module, trainer, batches(kind, make)).model):
+        for name, value in model.backbone.state_dict().items():
+            assert torch.equal(network.backbone.state_dict()[name], value), name
+    module.trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    Path(path).unlink()
+    again = kind.load_from_checkpoint(tmp_path / "saved.ckpt")
+    assert all(torch.equal(again.state_dict()[n], t) for n, t in module.state_dict().items())
+
+
+def fitted(module, trainer, rows):
+    trainer(max_steps=1).fit(module, torch.utils.data.DataLoader(rows, batch_size=None))
+    return module
+
+
+def test_a_subclass_may_collect_its_arguments_as_lightning_users_do(config, trainer, make, tmp_path):
+    class Mine(PretrainModule):
+        def __init__(self, alpha: float = 0.5, **options):
+            super().__init__(**options)
+            self.save_hyperparameters()
+
+    module = fitted(Mine(alpha=0.9, backbone=config, lr=0.0), trainer, [make.tokens()])
+    module.trainer.save_checkpoint(tmp_path / "mine.ckpt")
+    again = Mine.load_from_checkpoint(tmp_path / "mine.ckpt")
+    assert again.hparams["alpha"] == 0.9 and again.model.config == config
+    assert load_language_model(tmp_path / "mine.ckpt").config == config
 
 
 @pytest.mark.parametrize("kind", STAGES)
