@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -15,13 +15,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from llama2_pl.callbacks.strategy_plan import (
     GIB,
     Candidate,
+    Job,
     Kind,
     Plan,
-    Precision,
     candidate,
     choose_plan,
+    fewer_rows,
     plan_of,
 )
+from llama2_pl.callbacks.strategy_sampling import Sampling, samplings_of
+from llama2_pl.callbacks.strategy_shape import Precision, shape_of
 from llama2_pl.checkpoints.ours import language_model_config
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.parallel import ParallelPlan
@@ -74,6 +77,12 @@ class FSDPStrategySelector(L.Callback):
     and compares the running strategy with its choice: another strategy that fits gets a warning with the option to
     set, one that does not fit a ValueError.
 
+    A run that samples from the model that it trains or predicts with (PPOModule, RejectionSamplingModule,
+    GhostAttention, HeldOutPromptEarlyStopping) also holds a copy of its weights and a cache of keys and values
+    meanwhile: under FSDP2 all weights on each device, but for the split of tensor parallel. `setup` finds rows and
+    tokens in module, data module and callbacks; for `strategy`, and for a module of your own that samples by
+    `llama2_pl.generation`, say sampled_rows.
+
     Args:
         model: config, its dict, a preset's name, or a number of parameters; by default the module's `backbone` or
             `policy_backbone` hyper-parameter, or that of its `init_from` or `policy` file, else the parameters that it
@@ -84,6 +93,10 @@ class FSDPStrategySelector(L.Callback):
         trained_networks: networks of this size with an optimizer; PPO has 2.
         frozen_networks: networks of this size without; PPO has 3.
         global_batch: rows per optimizer step; more data-parallel devices than fill it are of no use.
+        sampled_rows: answers that one device samples together, at most; 0: nothing is sampled; None: as the module's
+            `generation_batch`, the data module's `batch_size` (of all devices) and the callbacks' `max_batch` say.
+        sampled_tokens: of such a row, prompt and answer; None: the data module's `longest` prompt and
+            `max_new_tokens`, where it has one, otherwise seq_len.
         compile: compile each block.
         on_misfit: "error", or "warn" where the estimate is known to be too careful.
         verbose: print the table on rank 0.
@@ -98,11 +111,17 @@ class FSDPStrategySelector(L.Callback):
         trained_networks: int = 1,
         frozen_networks: int = 0,
         global_batch: int | None = None,
+        sampled_rows: int | None = None,
+        sampled_tokens: int | None = None,
         compile: bool = False,
         on_misfit: Literal["error", "warn"] = "error",
         verbose: bool = True,
     ) -> None:
         super().__init__()
+        least = {"sampled_rows": 0, "sampled_tokens": 1}
+        for name, value in (("sampled_rows", sampled_rows), ("sampled_tokens", sampled_tokens)):
+            if value is not None and value < least[name]:
+                raise ValueError(f"{name} is {value}; it must be at least {least[name]}")
         self.model = model
         self.seq_len = seq_len
         self.micro_batch = micro_batch
@@ -110,6 +129,8 @@ class FSDPStrategySelector(L.Callback):
         self.trained_networks = trained_networks
         self.frozen_networks = frozen_networks
         self.global_batch = global_batch
+        self.sampled_rows = sampled_rows
+        self.sampled_tokens = sampled_tokens
         self.compile = compile
         self.on_misfit = on_misfit
         self.verbose = verbose
@@ -127,7 +148,8 @@ class FSDPStrategySelector(L.Callback):
         memory = self.memory_gib or _memory_gib(
             torch.device("cuda" if torch.cuda.is_available() else "cpu"), devices
         )
-        return select_strategy(self._choose(self.model, devices, nodes, memory, precision, training=True))
+        sampling = self._said(self.model) or ()
+        return select_strategy(self._choose(self.model, devices, nodes, memory, precision, True, sampling))
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         on_gpu = isinstance(trainer.accelerator, CUDAAccelerator)
@@ -135,8 +157,13 @@ class FSDPStrategySelector(L.Callback):
         memory = self.memory_gib or _memory_gib(device, trainer.num_devices)
         model = self.model if self.model is not None else _model_of(pl_module)
         precision = _precision(trainer)
+        sampling = self._said(model)
+        if sampling is None:
+            sampling = samplings_of(trainer, pl_module, stage, self._longest(model))
+            if self.sampled_tokens is not None:
+                sampling = tuple(found._replace(tokens=self.sampled_tokens) for found in sampling)
         self.plan = self._choose(
-            model, trainer.num_devices, trainer.num_nodes, memory, precision, training=stage == "fit"
+            model, trainer.num_devices, trainer.num_nodes, memory, precision, stage == "fit", sampling
         )
         if self.verbose and trainer.is_global_zero:
             print(self.plan.table, flush=True)
@@ -161,6 +188,7 @@ class FSDPStrategySelector(L.Callback):
         memory_gib: float,
         precision: Precision,
         training: bool,
+        sampling: Sequence[Sampling],
     ) -> Plan:
         return choose_plan(
             model,
@@ -174,18 +202,34 @@ class FSDPStrategySelector(L.Callback):
             trained_networks=self.trained_networks,
             frozen_networks=self.frozen_networks,
             global_batch=self.global_batch,
+            sampling=sampling,
         )
+
+    def _said(self, model: ModelConfig | Mapping[str, Any] | str | int) -> tuple[Sampling, ...] | None:
+        """What sampled_rows says is sampled; None where it leaves that to the module."""
+        if not self.sampled_rows:
+            return None if self.sampled_rows is None else ()
+        return (Sampling(self.sampled_rows, self.sampled_tokens or self._longest(model)),)
+
+    def _longest(self, model: ModelConfig | Mapping[str, Any] | str | int) -> int:
+        return self.seq_len or shape_of(model).max_seq_len
 
     def _reconcile(self, plan: Plan, running: tuple[Kind, int]) -> Candidate:
         """The candidate to run: the plan's choice, or the running strategy where that fits too."""
         kind, tensor_parallel = running
         if plan.choice is not None and running == (plan.choice.kind, plan.choice.tensor_parallel):
             return plan.choice
-        own = plan_of(plan.job, tuple(candidate(plan.job, kind, tensor_parallel, ac) for ac in (False, True)))
+
+        def ways(job: Job) -> tuple[Candidate, ...]:
+            return tuple(candidate(job, kind, tensor_parallel, ac) for ac in (False, True))
+
+        own = plan_of(plan.job, ways(plan.job))
         if own.choice is not None:
             rank_zero_warn(f"FSDPStrategySelector: {own.choice.name} is running and fits; {_advice(plan)}")
             return own.choice
         reason = f"{own.candidates[-1].name}, which is running, {own.candidates[-1].against}; {_advice(plan)}"
+        if plan.choice is not None:  # otherwise the advice says so
+            reason += fewer_rows(plan.job, ways)
         if self.on_misfit == "error":
             raise ValueError(
                 f"FSDPStrategySelector: {reason}\n{plan.table}\nWhere you know better: on_misfit: warn"

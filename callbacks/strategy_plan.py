@@ -1,37 +1,25 @@
 """Which strategy a training needs: bytes per device, worked out in the open.
 
 Llama 2 §2.2 says only "custom training libraries"; the estimate is our choice, built from published counts
-(Rajbhandari et al. 2020 for the states, Korthikanti et al. 2022 for activations) and rounded up.
+(Rajbhandari et al. 2020 for the states, Korthikanti et al. 2022 for activations) and rounded up; what sampling inside
+a run holds is counted in strategy_sampling.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
+from llama2_pl.callbacks.strategy_sampling import Sampling, held_while_sampling
+from llama2_pl.callbacks.strategy_shape import Precision, Shape, block_bytes, bytes_of, shape_of
 from llama2_pl.model.config import ModelConfig
 
 Kind = Literal["single_device", "ddp", "fsdp2", "fsdp2_tp"]
-Precision = Literal["bf16-mixed", "bf16-true", "32-true"]
 
 GIB = 2**30
 # Our choice: a tenth of a device is left to the CUDA context, NCCL's buffers and fragmentation.
 USABLE_SHARE = 0.9
 LOSS_CHUNK = 1024  # positions whose logits exist at a time, as in objectives.language
-
-
-class Shape(NamedTuple):
-    """What the arithmetic needs of a model: D, layers, G K (kv width), F, V, heads, kv heads, parameters."""
-
-    dim: int
-    layers: int
-    kv_width: int
-    ffn: int
-    vocab: int
-    heads: int
-    kv_heads: int
-    parameters: int
-    max_seq_len: int
 
 
 class Memory(NamedTuple):
@@ -45,10 +33,20 @@ class Memory(NamedTuple):
     """What the computation copies: bf16 weights, and FSDP2's gathered weights and gradients not yet reduced."""
     activations: float
     logits: float
+    copy: float = 0
+    """The policy's weights as the decoder holds them while it samples."""
+    cache: float = 0
+    """Keys and values of the rows being sampled."""
+    reading: float = 0
+    """Of prompts: one block's activations, and keys and values that are not in the cache yet."""
 
     @property
     def total(self) -> float:
-        return sum(self)
+        """States, and the larger of what a pass and what sampling takes: the decoder is gone when answers are back."""
+        states = self.parameters + self.gradients + self.optimizer
+        return states + max(
+            self.working + self.activations + self.logits, self.copy + self.cache + self.reading
+        )
 
 
 class Candidate(NamedTuple):
@@ -83,6 +81,7 @@ class Job(NamedTuple):
         trained_networks: of this shape, with an optimizer (PPO: policy and value, 2).
         frozen_networks: of this shape, weights only (PPO: reference and two reward models, 3).
         global_batch: rows per optimizer step; more data-parallel devices than fill it are of no use.
+        sampling: what the policy, of this shape, samples inside the run, each at its own time.
     """
 
     shape: Shape
@@ -96,6 +95,7 @@ class Job(NamedTuple):
     trained_networks: int
     frozen_networks: int
     global_batch: int | None
+    sampling: tuple[Sampling, ...] = ()
 
     @property
     def world(self) -> int:
@@ -120,13 +120,16 @@ class Plan(NamedTuple):
             ("working", 9),
             ("activ.", 8),
             ("logits", 8),
+            *((("copy", 8), ("cache", 8), ("reading", 8)) if self.job.sampling else ()),
             ("GiB", 8),
         )
         lines = [f"{'strategy':<34}" + "".join(f"{name:>{width}}" for name, width in columns)]
         for c in self.candidates:
-            sizes = zip([*c.memory, c.memory.total], columns, strict=True)
+            sizes = zip([*c.memory[: len(columns) - 1], c.memory.total], columns, strict=True)
             figures = "".join(f"{size / GIB:>{width}.1f}" for size, (_, width) in sizes)
             lines.append(f"{c.name:<34}{figures}  {'<- chosen' if c == self.choice else c.against}".rstrip())
+        if self.job.sampling:
+            lines.append("GiB: weights, grads, Adam, and the larger of training's and of sampling's three")
         return "\n".join([*lines, self.why])
 
 
@@ -143,6 +146,7 @@ def choose_plan(
     trained_networks: int = 1,
     frozen_networks: int = 0,
     global_batch: int | None = None,
+    sampling: Sequence[Sampling] = (),
 ) -> Plan:
     """The plainest strategy that fits: what costs least communication and recomputation comes first.
 
@@ -161,6 +165,7 @@ def choose_plan(
         trained_networks: networks of this size with an optimizer; PPO has 2.
         frozen_networks: networks of this size without; PPO has 3.
         global_batch: rows per optimizer step; None: no limit.
+        sampling: what is sampled from a network of this size inside the run, as PPO does.
     """
     shape = shape_of(model)
     job = Job(
@@ -175,6 +180,7 @@ def choose_plan(
         trained_networks,
         frozen_networks,
         global_batch,
+        tuple(sampling),
     )
     _check(job)
     return plan_of(job, candidates(job))
@@ -219,20 +225,22 @@ def memory_per_device(job: Job, kind: Kind, tensor_parallel: int, checkpointing:
 
     States: weights and gradients 4 N each and AdamW 8 N in fp32 (half of all in bf16-true), over all devices with
     FSDP2, whole without. Working: the 2 N bf16 copies that autocast keeps; with FSDP2 instead the gathered weights
-    (bf16) and unreduced gradients (fp32) of the embedding, the head and two blocks.
+    (bf16) and unreduced gradients (fp32) of the embedding, the head and two blocks. Sampling: strategy_sampling.py.
     """
-    shape, wide = job.shape, 2 if job.precision == "bf16-true" else 4
+    shape, (wide, compute) = job.shape, bytes_of(job.precision)
     sharded = kind in ("fsdp2", "fsdp2_tp")
     share = job.world if sharded else 1
     trained = job.trained_networks * shape.parameters if job.training else 0
     weights = (job.trained_networks + job.frozen_networks) * shape.parameters
-    compute = 4 if job.precision == "32-true" else 2
     if sharded:
         root = 2 * shape.vocab * shape.dim
         gathered = root + 2 * (shape.parameters - root) / shape.layers
         working = gathered * (compute + (wide if job.training else 0)) / tensor_parallel
     else:
         working = compute * shape.parameters if job.precision == "bf16-mixed" else 0
+    sampled = held_while_sampling(
+        shape, job.precision, job.sampling, sharded, job.world // tensor_parallel, tensor_parallel
+    )
     return Memory(
         parameters=wide * weights / share,
         gradients=wide * trained / share,
@@ -240,19 +248,17 @@ def memory_per_device(job: Job, kind: Kind, tensor_parallel: int, checkpointing:
         working=working,
         activations=_activations(job, compute, tensor_parallel, checkpointing or not job.training),
         logits=_logits(job),
+        **sampled._asdict(),
     )
 
 
 def _activations(job: Job, compute: int, tensor_parallel: int, checkpointing: bool) -> float:
     """Bytes kept for the backward pass.
 
-    Per token and block: inputs and outputs of both norms (4 D, on every tensor-parallel rank); q before and after
-    RoPE and attention's output (3 D), k before and after and v (3 G K), and w1, w3, silu and their product (4 F),
-    split over ranks. With checkpointing only each block's input, D, and one block in full while it is computed again.
+    With checkpointing only each block's input, D, and one block in full while it is computed again.
     """
     shape, tokens = job.shape, job.micro_batch * job.seq_len
-    split = (3 * shape.dim + 3 * shape.kv_width + 4 * shape.ffn) / tensor_parallel
-    block = (4 * shape.dim + split) * tokens * compute
+    block = block_bytes(shape, compute, tensor_parallel) * tokens
     if not job.training:
         return block
     if checkpointing:
@@ -264,26 +270,6 @@ def _logits(job: Job) -> float:
     """Logits, their log-softmax and its gradient in fp32, for one chunk of positions."""
     positions = min(job.micro_batch * job.seq_len, LOSS_CHUNK)
     return positions * job.shape.vocab * 4 * (3 if job.training else 1)
-
-
-def shape_of(model: ModelConfig | Mapping[str, Any] | str | int) -> Shape:
-    """The shape of a config; of a number of parameters, that of a Llama with D = 128 layers, as the 7B has."""
-    if isinstance(model, int):
-        layers = max(1, round((model / (12 * 128**2)) ** (1 / 3)))
-        dim = 128 * layers
-        return Shape(dim, layers, dim, 8 * dim // 3, 32_000, layers, layers, model, 4096)
-    config = ModelConfig.of(model)
-    return Shape(
-        config.dim,
-        config.n_layers,
-        config.kv_heads * config.head_dim,
-        config.ffn_hidden,
-        config.vocab_size,
-        config.n_heads,
-        config.kv_heads,
-        config.num_parameters(),
-        config.max_seq_len,
-    )
 
 
 def _tensor_parallel_works(job: Job, size: int) -> bool:
@@ -301,8 +287,20 @@ def _way_out(job: Job, found: tuple[Candidate, ...]) -> str:
         larger = job._replace(devices=devices, nodes=world // devices)
         fits = [c for c in candidates(larger) if not c.against] if world > job.world else []
         if fits:
-            return f"take {world} devices ({fits[0].name}), or {memory}"
-    return f"take {memory}, or a smaller seq_len or micro_batch"
+            return f"take {world} devices ({fits[0].name}), or {memory}{fewer_rows(job, candidates)}"
+    return f"take {memory}, or a smaller seq_len or micro_batch{fewer_rows(job, candidates)}"
+
+
+def fewer_rows(job: Job, ways: Callable[[Job], Sequence[Candidate]]) -> str:
+    """How many rows sampled together would fit, where nothing else is in the way of one of these; otherwise ""."""
+    rows = max((sampling.rows for sampling in job.sampling), default=1)
+    while rows > 1:
+        rows //= 2
+        fewer = tuple(sampling._replace(rows=min(rows, sampling.rows)) for sampling in job.sampling)
+        fits = [c for c in ways(job._replace(sampling=fewer)) if not c.against]
+        if fits:
+            return f", or sample at most {rows} rows together (generation_batch, max_batch; {fits[0].name})"
+    return ""
 
 
 def _check(job: Job) -> None:
@@ -311,5 +309,9 @@ def _check(job: Job) -> None:
             raise ValueError(f"{name} is {getattr(job, name)}; it must be above 0")
     if job.frozen_networks < 0:
         raise ValueError(f"frozen_networks is {job.frozen_networks}; it must be 0 or more")
+    for sampling in job.sampling:
+        for name, value in sampling._asdict().items():
+            if value is not None and value <= 0:
+                raise ValueError(f"sampling: {name} is {value}; it must be above 0")
     if job.precision not in get_args(Precision):
         raise ValueError(f"precision {job.precision!r}: the estimate knows {', '.join(get_args(Precision))}")

@@ -89,8 +89,9 @@ def parallelize(model: Network, plan: ParallelPlan, mesh: DeviceMesh | None = No
 def gathered(module: nn.Module) -> Iterator[None]:
     """Whole weights, for a moment, of one unit of FSDP2: the model itself (all but its blocks) or a block.
 
-    Sampling copies them once and not at every token, and ranks whose answers end earlier wait for nobody: otherwise
-    each pass is a collective, and the ranks drift apart. Nothing happens without FSDP2.
+    Sampling gathers them once and not at every token, and ranks whose answers end earlier wait for nobody: otherwise
+    each pass is a collective, and the ranks drift apart. While it samples each rank holds a copy of all of them, its
+    part of the blocks' matrices under tensor parallel: the memory of a whole network. Nothing happens without FSDP2.
     """
     if not isinstance(module, FSDPModule):
         yield
