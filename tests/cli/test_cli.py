@@ -351,20 +351,22 @@ def test_a_training_that_ctrl_c_ended_is_saved_and_ends_with_130(config: str) ->
 
 
 def test_a_run_says_what_it_replaces_where_its_result_is_and_that_nothing_was_left(
-    config: str, recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]
+    config: str,
+    recwarn: pytest.WarningsRecorder,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
     seen = []
     for words in ([], ["--ckpt_path", "last"], []):
         main(["fit", "--config", config, *words])
         replaced = any("run/last.ckpt of an earlier run will be replaced" in str(w.message) for w in recwarn)
-        printed = capfd.readouterr()
-        said = printed.out + printed.err
-        seen.append(
-            (replaced, "saved: " in said, "nothing left to train: the run stands at its end, step 2" in said)
-        )
+        nothing = "nothing left to train: the run stands at its end, step 2" in capsys.readouterr().out
+        seen.append((replaced, nothing, "run/last.ckpt" in caplog.text))
         recwarn.clear()
-    assert [row[0] for row in seen] == [False, False, True]
-    assert [row[2] for row in seen] == [False, True, False] and seen[0][1]
+        caplog.clear()
+    assert [row[:2] for row in seen] == [(False, False), (False, True), (True, False)]
+    assert seen[0][2] and seen[2][2]
 
 
 def test_an_open_wandb_run_is_finished(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
