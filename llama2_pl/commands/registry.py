@@ -37,6 +37,10 @@ TOOLS: dict[str, Tool] = {
     "collect": Tool(
         "llama2_pl.rlhf.collect:collect_preferences", "sample two variants, rate them with the oracle"
     ),
+    "distill": Tool(
+        "llama2_pl.rlhf.distill:distill_safety",
+        "safety context distillation: answers under a safety preprompt, kept where they are safer",
+    ),
     "rlhf": Tool("llama2_pl.rlhf.driver:rlhf", "versions 1 to N: ratings, reward models, best of K, PPO"),
     "rlhf held-out": Tool(
         "llama2_pl.rlhf.versions:split_held_out", "prompts to choose by, prompts to report on"

@@ -25,7 +25,7 @@ from llama2_pl.rlhf.runner import holding, run_stages
 from llama2_pl.rlhf.stages import Stage, manifest_path, refuse_wide_outputs, remove, up_to
 
 WITH_HARDWARE = {
-    *("collect", "evaluate", "gatt", "gatt study", "rlhf", "rlhf study"),
+    *("collect", "distill", "evaluate", "gatt", "gatt study", "rlhf", "rlhf study"),
     *(f"rlhf {name}" for name in ("judges", "temperature", "pool", "choose", "compare")),
 }
 KEYS = {"name", "about", "command", "inputs", "outputs", "share", "always"}

@@ -20,6 +20,7 @@ FAMILY = {
     "sft": "sft",
     "gatt": "gatt",
     "rejection_sampling_sft": "sft",
+    "safety_distillation_sft": "sft",
     "reward_helpfulness": "reward",
     "reward_safety": "reward",
     "reward_general": "reward",

@@ -22,6 +22,7 @@ from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel, ScalarModel
 from llama2_pl.modules import PPOModule, RejectionSamplingModule, RewardModule, SFTModule
 from llama2_pl.rlhf.collect import collect_preferences
+from llama2_pl.rlhf.distill import distill_safety
 from llama2_pl.rlhf.evaluate import evaluate
 from llama2_pl.text import Tokenizer, train_tokenizer
 
@@ -155,6 +156,16 @@ def collection(files: Files, policy: str) -> None:
     collect_preferences(policies, str(files.mine.path), files.prompts, "x")
 
 
+def distillation(files: Files, **wrong: str) -> None:
+    given = {
+        "policy": files.checkpoint("language", "mine"),
+        "safety_reward": files.checkpoint("reward", "mine"),
+    }
+    distill_safety(
+        **{**given, **wrong}, tokenizer=str(files.mine.path), prompts=files.prompts, out="x", is_safety=True
+    )
+
+
 def supervised(files: Files, init_from: str) -> None:
     data = DialogueDataModule(files.dialogues, str(files.mine.path), cache_dir=str(files.folder / "cache"))
     trainer(files.folder).fit(SFTModule(CONFIG, init_from=init_from), datamodule=data)
@@ -178,6 +189,8 @@ STAGES = [
     (evaluation, "helpfulness_reward", "reward"),
     (evaluation, "safety_reward", "reward"),
     (collection, "policy", "language"),
+    (distillation, "policy", "language"),
+    (distillation, "safety_reward", "reward"),
     (supervised, "init_from", "language"),
     (reward_training, "init_from", "language"),
 ]

@@ -1,7 +1,8 @@
 """Prompts for rejection sampling, PPO and evaluation. Llama 2 §3.2.3.
 
 Our own format, one JSON object a line: ``prompt`` (a list of role/content messages that ends with the user, an
-object with that list under ``messages``, or one string), and where known ``is_safety``, ``id`` and ``task``.
+object with that list under ``messages``, or one string), and where known ``is_safety``, ``id``,
+``task`` and ``category``.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ class PromptRow(NamedTuple):
         is_safety: it may bring out an unsafe answer (§3.2.3).
         task: what the oracle of the embedded data needs to judge an answer; None where nobody knows the truth, or
             nobody asked.
+        category: of the risk, in words (§4.2.1); "" where nobody knows it, or nobody asked.
     """
 
     prompt: Dialog
     is_safety: bool = False
     id: str = ""
     task: dict[str, Any] | None = None
+    category: str = ""
 
 
 def read_prompts(
@@ -61,6 +64,7 @@ def read_prompts(
     column: str | None = None,
     is_safety: bool | None = None,
     tasks: Tasks = "ignore",
+    categories: bool = False,
     strict: bool = True,
     report: ReadReport | None = None,
     limits: Limits = DEFAULT_LIMITS,
@@ -76,6 +80,7 @@ def read_prompts(
         is_safety: put in every row where given; default: the row's own, else False.
         tasks: "optional" reads a row's ``task``; "required" takes a row without one for malformed. Other sets use the
             key for what they like, so it is ignored where no oracle judges.
+        categories: read a row's ``category``, or its task's where it has none; ignored otherwise, as ``task`` is.
         strict: stop at a malformed row, or skip and count it.
         report: counts are added to it.
         limits: on size and on the share of malformed rows.
@@ -90,6 +95,8 @@ def read_prompts(
 
     def finished(raw: Raw) -> list[PromptRow]:
         rows = [_finish(row, path, raw, is_safety) for row in parse(raw)]
+        if categories:
+            rows = [row._replace(category=_category(raw.value)) for row in rows]
         return rows if tasks == "ignore" else [row._replace(task=_task(raw.value, tasks)) for row in rows]
 
     return parse_rows(raws, finished, how)
@@ -97,7 +104,8 @@ def read_prompts(
 
 def prompt_to_row(row: PromptRow) -> dict[str, Any]:
     """The row of our own format that ``read_prompts`` reads back."""
-    return {**row._asdict(), "prompt": messages_to_json(row.prompt)}
+    known = {**row._asdict(), "prompt": messages_to_json(row.prompt)}
+    return known if row.category else {key: value for key, value in known.items() if key != "category"}
 
 
 def _kind(path: Path) -> str:
@@ -128,6 +136,16 @@ def _task(value: Any, tasks: Tasks) -> dict[str, Any] | None:
             "writes it, or leave it out"
         )
     return task
+
+
+def _category(value: Any) -> str:
+    """The risk category of a row's value; the embedded data keeps it in the task."""
+    if not isinstance(value, dict):
+        return ""
+    task = value.get("task")
+    return optional_string(value, "category") or (
+        optional_string(task, "category") if isinstance(task, dict) else ""
+    )
 
 
 def _csv_rows(path: Path, column: str | None, how: Reading) -> Iterator[Raw]:
