@@ -51,8 +51,7 @@ def collect_preferences(
         max_new_tokens: longest answer.
         rounds: pairs per prompt.
         noise: standard deviation of the annotator's error, in units of utility.
-        val_share: share of the prompts held out for validation, the last ones. Our choice: the paper held out 1000
-            pairs of each batch.
+        val_share: of the prompts, the last ones, held out. Our choice: the paper held out 1000 pairs of each batch.
         limit: use only the first prompts.
         batch: number of the weekly batch, from 1, written in every row.
         annotator: name of the annotator, written in every row.
