@@ -125,7 +125,8 @@ class LlamaModule(L.LightningModule):
     def _keep_plain_sizes(self) -> None:
         """A subclass's own `save_hyperparameters()` collects a ModelConfig again, which no checkpoint may hold."""
         sizes = {name: value for name, value in self.hparams.items() if isinstance(value, ModelConfig)}
-        self.remember_configs(**sizes)
+        if sizes:
+            self.remember_configs(**sizes)
 
     def _refuse_small_vocabularies(self) -> None:
         if self.tokenizer is None:
