@@ -18,7 +18,9 @@ from llama2_pl.text.chat import Dialog, encode_prompt, truncate_dialog
 from llama2_pl.text.tags import find_control_tags, strip_control_tags
 from llama2_pl.text.tokenizer import Tokenizer
 
-COMMANDS = "/quit ends, /reset forgets the conversation, /system TEXT sets the system message, and without TEXT none"
+COMMANDS = (
+    "/quit ends, /reset forgets the conversation, /system TEXT sets the system message, and without TEXT none"
+)
 Write = Callable[[str, str], None]  # (text, kind), kind one of "answer", "notice"
 
 

@@ -14,7 +14,9 @@ from lightning.pytorch.loggers import CSVLogger
 
 from llama2_pl.checkpoints.hugging_face import to_hugging_face
 from llama2_pl.checkpoints.ours import language_model_config, load_language_model
+from llama2_pl.model.heads import LanguageModel
 from llama2_pl.modules import DPOModule, PretrainModule, RewardModule, SFTModule
+from llama2_pl.modules.base import LlamaModule
 
 STAGES = [PretrainModule, SFTModule, RewardModule]
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled.*to save")
@@ -179,3 +181,13 @@ def test_what_a_stage_made_is_the_start_of_the_next_when_its_own_start_is_gone(
     (tmp_path / "hf").rename(tmp_path / "elsewhere")
     assert load_language_model(made).config.differences(config) == []
     trainer(max_steps=1).fit(RewardModule(init_from=str(made)), make.loader([make.pairs()]))
+
+
+def test_a_users_module_without_hyper_parameters_is_configured_by_hand(config):
+    class Plain(LlamaModule):
+        def build_networks(self):
+            self.model = self.fresh(LanguageModel, config)
+
+    module = Plain()
+    module.configure_model()
+    assert module.model.config == config
