@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 
 from llama2_pl.checkpoints.hugging_face_config import GENERATION_CONFIG, config_json, read_config
 from llama2_pl.checkpoints.hugging_face_tokenizer import tokenizer_config_json, tokenizer_json
-from llama2_pl.checkpoints.keys import SCORE, Entry, entries
+from llama2_pl.checkpoints.keys import HEAD, SCORE, Entry, entries
 from llama2_pl.checkpoints.networks import (
     Network,
     check_tensors,
     materialise,
     on_meta,
+    other_kind,
     read_json,
     shapes_of,
 )
@@ -155,10 +156,9 @@ def _check_headers(folder: Path, files: dict[Path, list[str]], expected: dict[st
             if dtype not in _DTYPES:
                 raise ValueError(f"{path}: {name} is of type {dtype}; readable are {', '.join(_DTYPES)}")
             found[name] = shape
-    heads = (("lm_head.weight", "language model"), (SCORE.hugging_face, "reward model"))
-    for (wanted, kind), (other, other_kind) in (heads, heads[::-1]):
-        if wanted in expected.keys() - found.keys() and other in found:
-            raise ValueError(f"{folder}: this is a {other_kind}; give a {kind}")
+    for head, wanted in ((SCORE, HEAD), (HEAD, SCORE)):
+        if head.hugging_face in found and wanted.hugging_face in expected.keys() - found.keys():
+            raise other_kind(folder, scores=head == SCORE)
     check_tensors(folder, expected, found)
 
 

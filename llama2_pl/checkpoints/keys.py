@@ -35,11 +35,11 @@ _BLOCK = (
 )
 _EMBEDDING = Entry("backbone.embedding.weight", "model.embed_tokens.weight", "tok_embeddings.weight", 1)
 _NORM = Entry("backbone.norm.weight", "model.norm.weight", "norm.weight", None)
-_HEAD = Entry("head.weight", "lm_head.weight", "output.weight", 0)
-SCORE = _HEAD._replace(hugging_face="score.weight")  # of a ScalarModel; Meta released none
+HEAD = Entry("head.weight", "lm_head.weight", "output.weight", 0)
+SCORE = HEAD._replace(hugging_face="score.weight")  # of a ScalarModel; Meta released none
 
 
-def entries(n_layers: int, head: Entry = _HEAD) -> list[Entry]:
+def entries(n_layers: int, head: Entry = HEAD) -> list[Entry]:
     """Every parameter of a LanguageModel, in the order in which a token meets them; with SCORE of a ScalarModel."""
     blocks = [
         Entry(

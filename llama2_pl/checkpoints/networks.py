@@ -70,12 +70,17 @@ def check_tensors(where: Path, expected: Shapes, found: Shapes) -> None:
     for name, shape in expected.items():
         if tuple(found[name]) != tuple(shape):
             if name == "head.weight" and 1 in (found[name][0], shape[0]):
-                kinds = ("reward model", "language model")
-                is_, wanted = kinds if found[name][0] == 1 else kinds[::-1]
-                raise ValueError(f"{where}: this is a {is_}; give a {wanted}")
+                raise other_kind(where, scores=found[name][0] == 1)
             raise ValueError(
                 f"{where}: {name} is {list(found[name])} and the configuration asks for {list(shape)}"
             )
+
+
+def other_kind(where: Path, scores: bool) -> ValueError:
+    """The error for a checkpoint with the other head than was asked for; `scores`: its own is a reward model's."""
+    kinds = ("reward model", "language model")
+    found, wanted = kinds if scores else kinds[::-1]
+    return ValueError(f"{where}: this is a {found}; give a {wanted}")
 
 
 def materialise(model: Network, dtype: torch.dtype) -> Network:

@@ -105,7 +105,7 @@ class LlamaModule(L.LightningModule):
         if not self._networks_built:
             self.build_networks()
             self._networks_built = True
-            self._refuse_small_vocabularies()
+            self._check_vocabularies()
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -128,7 +128,7 @@ class LlamaModule(L.LightningModule):
         if sizes:
             self.remember_configs(**sizes)
 
-    def _refuse_small_vocabularies(self) -> None:
+    def _check_vocabularies(self) -> None:
         if self.tokenizer is None:
             return
         pieces = self.tokenizer.vocab_size

@@ -151,17 +151,14 @@ def choose_entries(entries: Sequence[Entry], version: int, take: Policy, per_pro
 
     No answer to a prompt twice, whichever iterations found it.
     """
-    best_first = sorted(entries, key=lambda entry: -entry.score(version))
-    found: dict[tuple[str, int], dict[str, Entry]] = defaultdict(
-        dict
-    )  # answers of an iteration to a prompt, by text
-    for entry in best_first:
-        answers = found[entry.prompt, entry.version]
-        if (take == "all" or entry.version == version) and len(answers) < per_prompt:
-            answers.setdefault(entry.answer, entry)
+    asked = [entry for entry in entries if take == "all" or entry.version == version]
+    best: dict[tuple[str, int], set[str]] = defaultdict(set)  # texts of an iteration for a prompt
+    for entry in sorted(asked, key=lambda entry: -entry.score(version)):
+        if len(texts := best[entry.prompt, entry.version]) < per_prompt:
+            texts.add(entry.answer)
     different: dict[tuple[str, str], Entry] = {}
-    for entry in entries:
-        if found[entry.prompt, entry.version].get(entry.answer) is entry:
+    for entry in asked:
+        if entry.answer in best[entry.prompt, entry.version]:
             different.setdefault((entry.prompt, entry.answer), entry)
     return list(different.values())
 
