@@ -25,6 +25,7 @@ from llama2_pl.checkpoints.saving import Interrupted
 from llama2_pl.checkpoints.sharded import recover
 from llama2_pl.checkpoints.verified import VerifiedCheckpointIO
 from llama2_pl.commands.parsing import ShortErrors, refuse_secrets, restrict_imports, root_of
+from llama2_pl.commands.run_folder import move_run
 from llama2_pl.commands.run_lock import RunLock
 from llama2_pl.modules.trainer import Trainer
 
@@ -87,8 +88,18 @@ class TrainingCLI(LightningCLI):
             parser_kwargs={"prog": "llama2-pl", "allow_abbrev": False},
         )
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--out",
+            type=str | None,
+            default=None,
+            help="the run's folder, in place of the one that its configs name (trainer.default_root_dir)",
+        )
+
     def before_instantiate_classes(self) -> None:
         refuse_secrets(self.config)
+        if folder := self._get(self.config, "out"):
+            move_run(self.config[self.subcommand], folder)
 
     def instantiate_classes(self) -> None:
         """As Lightning's, but what a constructor says is not buried in jsonargparse's list of tried types."""
@@ -114,7 +125,7 @@ class TrainingCLI(LightningCLI):
             if (last := Path(folder) / "last.ckpt").exists() and self._get(self.config, "ckpt_path") is None:
                 rank_zero_warn(
                     f"{last} of an earlier run will be replaced: stop and give --ckpt_path last to go on with it, or "
-                    "another folder (dirpath of ModelCheckpoint in trainer.callbacks) to keep it"
+                    "--out with another folder to keep it"
                 )
 
     def after_fit(self) -> None:

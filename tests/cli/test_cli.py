@@ -369,6 +369,15 @@ def test_a_run_says_what_it_replaces_where_its_result_is_and_that_nothing_was_le
     assert seen[0][2] and seen[2][2]
 
 
+def test_a_run_goes_to_the_folder_that_out_names(config: str) -> None:
+    main(["fit", "--config", config, "--trainer.default_root_dir", "run", "--out", "mine"])
+    assert not Path("run").exists()
+    assert Path("mine/last.ckpt").exists()  # no metric is logged, so no metrics.csv
+    (saved,) = Path("mine").glob("config-*.yaml")
+    main(["fit", "--config", str(saved), "--ckpt_path", "last", "--trainer.max_steps", "3"])
+    assert torch.load("mine/last.ckpt", weights_only=True)["global_step"] == 3
+
+
 def test_an_open_wandb_run_is_finished(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     finished = []
     fake = SimpleNamespace(run=object(), finish=lambda: finished.append(True))
