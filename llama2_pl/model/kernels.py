@@ -1,8 +1,8 @@
 """CUDA kernels of other libraries in the place of ours: switches of the ParallelPlan, all off by default.
 
-Names and values of parameters stay, so checkpoints do not know of them. Float8 was compared with ours in torchao's
-emulation on a CPU, and what the flash kernel is given with a literal one in its place. Liger's kernels were never
-compared, and none of the three has been run on a GPU: tests/model/test_kernels.py does so where there is one.
+Names and values of parameters stay, so checkpoints do not know of them. Without a GPU they were compared with ours:
+Liger's kernels in Triton's interpreter, float8 in torchao's emulation, and what the flash kernel is given with a
+literal one in its place. None has been run on a GPU: tests/model/test_kernels.py does so where there is one.
 """
 
 from __future__ import annotations
