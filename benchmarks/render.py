@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from llama2_pl.report.rewards import overall
 
 ROOT = Path(__file__).parents[1]
 RUNS, MEASURED = ROOT / "docs" / "runs", ROOT / "benchmarks" / "results"
@@ -63,7 +66,7 @@ def demo_table(results: dict, seconds: float) -> str:
     held = {name: by_turn["4"] for name, by_turn in results["gatt"].items()}
     rows = [
         ("all stages, two CPU cores", f"{seconds / 60:.1f} min"),
-        ("helpfulness reward accuracy on held-out pairs", f"{helpful['overall']:.3f} ({by_rating})"),
+        ("helpfulness reward accuracy on held-out pairs", f"{interval(overall(helpful))} ({by_rating})"),
         ("unsafe recall of the safety model", share(results["unsafe_recall"])),
         (
             f"gold score, best of {best['n']} against the median sample",
@@ -97,7 +100,7 @@ def reward_study_table(study: dict) -> str:
     return table(["the first minus the second", *keys], rows)
 
 
-def interval(row: dict) -> str:
+def interval(row: Mapping[str, Any]) -> str:
     return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 

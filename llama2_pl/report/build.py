@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from llama2_pl.evaluation.curves import read_curve
 from llama2_pl.files import write_text
@@ -10,7 +12,7 @@ from llama2_pl.report import figures, page
 from llama2_pl.report.doctor import doctor
 from llama2_pl.report.gatt import ghost_attention
 from llama2_pl.report.metrics import read_json
-from llama2_pl.report.rewards import rejection_sampling, reward_models, scaling
+from llama2_pl.report.rewards import overall, rejection_sampling, reward_models, scaling
 from llama2_pl.report.versions import versions
 
 NAMES = {
@@ -70,17 +72,20 @@ def _opening(run: Path, results: dict) -> str:
     if "parameters" in results:
         tiles.append(("parameters", f"{results['parameters'] / 1e6:.1f} M"))
     if "helpfulness" in results.get("reward_accuracy", {}):
-        tiles.append(
-            ("helpfulness reward accuracy", f"{results['reward_accuracy']['helpfulness']['overall']:.1%}")
-        )
+        helpful = overall(results["reward_accuracy"]["helpfulness"])
+        tiles.append(_share("helpfulness reward accuracy", helpful))
     if "unsafe_recall" in results:
-        tiles.append(("unsafe recall of the safety model", f"{results['unsafe_recall']['mean']:.1%}"))
+        tiles.append(_share("unsafe recall of the safety model", results["unsafe_recall"]))
     if "ppo vs sft" in results.get("win_rate", {}):
-        tiles.append(("PPO preferred over SFT", f"{results['win_rate']['ppo vs sft']['mean']:.1%}"))
+        tiles.append(_share("PPO preferred over SFT", results["win_rate"]["ppo vs sft"]))
     lead = results.get("about") or "The Llama 2 recipe, run from the tokenizer to PPO."
     return page.heading(f"The recipe of Llama 2, {_run_name(run)}") + page.section(
         "In short", lead, page.tiles(tiles)
     )
+
+
+def _share(what: str, row: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{what}, 95 % interval {row['low']:.1%} to {row['high']:.1%}", f"{row['mean']:.1%}"
 
 
 def _training(run: Path) -> str:

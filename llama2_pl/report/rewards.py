@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llama2_pl.evaluation.intervals import Interval, wilson
 from llama2_pl.report import figures, page
 from llama2_pl.report.metrics import read_json
 
-HEAD = [*figures.RATINGS, "all", "pairs"]
+HEAD = [*figures.RATINGS, "all", "95 % interval", "pairs"]
 
 
 def reward_models(results: dict) -> str:
@@ -102,8 +103,16 @@ def scaling(run: Path) -> str:
     return page.section("Scaling of the reward model", lead, page.row(*charts))
 
 
+def overall(row: dict) -> Interval:
+    """Accuracy on all pairs with its interval, of a row of `reward_accuracy`."""
+    return wilson((row["overall"] or 0.0) * row["pairs"], row["pairs"])
+
+
 def _cells(row: dict) -> list[object]:
-    return [*(row["by_rating"].get(rating) for rating in figures.RATINGS), row["overall"], row["pairs"]]
+    found = overall(row)
+    interval = f"[{found['low']:.3f}, {found['high']:.3f}]" if row["pairs"] else None
+    by_rating = (row["by_rating"].get(rating) for rating in figures.RATINGS)
+    return [*by_rating, row["overall"], interval, row["pairs"]]
 
 
 def _charts(accuracy: dict[str, dict]) -> list[str]:

@@ -104,6 +104,7 @@ def test_every_figure_of_the_paper_is_drawn_from_the_runs_files(run):
     for part in (
         "as Fig. 5",
         "as Table 8",
+        "95 % interval 67.8% to 84.2%",  # Wilson's, of 77 in 100
         "as Fig. 27",
         "How far apart the helpfulness model",
         "a part of Fig. 21",
