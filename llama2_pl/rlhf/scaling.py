@@ -47,7 +47,7 @@ def reward_scaling(
     kind: Literal["helpfulness", "safety"] = "helpfulness",
     batches: list[int] | None = None,
     margin: Margin = "small",
-    safety_loss_weight: float = 0.0,
+    safety_loss_weight: float | None = None,
     lr: dict[str, float] | None = None,
     max_len: int = 4096,
     batch_size: int = 512,
@@ -70,7 +70,7 @@ def reward_scaling(
         kind: "helpfulness" or "safety", the mix of the data.
         batches: numbers up to which data is used; by default every number in the files.
         margin: "none", "small" or "large".
-        safety_loss_weight: of the safety auxiliary loss; our choice for the safety model is 1.
+        safety_loss_weight: of the safety auxiliary loss; by default 1 for the safety model (our choice), else 0.
         lr: peak learning rate by size; 1e-5 for a size that is not named (Llama 2: 5e-6 for 70B).
         max_len: most tokens of a row.
         batch_size: pairs per optimizer step; divide it by accumulate_grad_batches where `trainer` has that.
@@ -79,6 +79,7 @@ def reward_scaling(
     """
     rates = {**dict.fromkeys(starts, LR), **(lr or {})}
     _check(starts, rates)
+    weight = float(kind == "safety") if safety_loss_weight is None else safety_loss_weight
     data = {
         "tokenizer": tokenizer,
         "helpful": helpful,
@@ -93,7 +94,7 @@ def reward_scaling(
     numbers = sorted(batches or batch_numbers(data))
     cells = []
     for size, start in starts.items():
-        model = {"margin": margin, "safety_loss_weight": safety_loss_weight}
+        model = {"margin": margin, "safety_loss_weight": weight}
         model |= {"init_from": start, "lr": rates[size]}
         cells += [Cell(size, n, model, {**data, "until_batch": n}, trainer or {}, seed) for n in numbers]
     write_json(Path(out) / "scaling.json", {"kind": kind, "cells": list(_run(cells, Path(out)))})

@@ -15,6 +15,7 @@ from llama2_pl.data.readers.common import write_jsonl
 from llama2_pl.model.config import ModelConfig
 from llama2_pl.model.heads import LanguageModel
 from llama2_pl.report.build import build_report
+from llama2_pl.rlhf import scaling
 from llama2_pl.text.tokenizer import train_tokenizer
 
 WORDS = "cat sat on mat and then old dog ran to that big red house by sea".split()
@@ -131,6 +132,19 @@ def test_a_second_run_trains_only_what_is_missing_or_changed(
     assert trained == [120, 40] and again["accuracy"] != first["cells"][0]["accuracy"]
     study(files, out)
     assert trained == [120, 40, 40]
+
+
+def test_the_auxiliary_loss_is_the_safety_models_alone(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+    accuracy = {"overall": {"mean": 0.5, "low": 0.4, "high": 0.6}}
+    trained = lambda cell: weights.append(cell.model["safety_loss_weight"]) or {"accuracy": accuracy}  # noqa: E731
+    monkeypatch.setattr(scaling, "_train", trained)
+    one = {"starts": {"small": str(files / "small.ckpt")}, "lr": None, "batches": [1]}
+    for options in ({}, {"kind": "safety"}, {"kind": "safety", "safety_loss_weight": 0.0}):
+        study(files, tmp_path, **one, **options)
+    assert weights == [0.0, 1.0, 0.0]
 
 
 def test_the_report_draws_the_study(files: Path, done: tuple[Path, dict]) -> None:
