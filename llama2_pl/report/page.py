@@ -58,6 +58,8 @@ def row(*parts: str) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Cells that are numbers stand to the right; floats show up to three decimals."""
+    rows = list(rows)
+    assert all(len(line) == len(head) for line in rows), (head, rows)
     titles = "".join(f"<th{_align(None)}>{escape(title)}</th>" for title in head)
     lines = "".join(
         f"<tr>{''.join(f'<td{_align(cell)}>{escape(_show(cell))}</td>' for cell in line)}</tr>"

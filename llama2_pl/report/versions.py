@@ -35,6 +35,7 @@ def _table(results: dict, rows: list[dict]) -> str:
         "reward",
         "gold score",
         "gap",
+        "forgetting",
         "preferred by reward",
         "by gold",
         "checkpoint",

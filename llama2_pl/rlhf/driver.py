@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.data.readers import read_prompts
-from llama2_pl.rlhf.plan import fine_tune_init, plan
+from llama2_pl.rlhf.plan import KINDS, fine_tune_init, plan
 from llama2_pl.rlhf.recipe import (
     configs_folder,
     execute,
@@ -164,13 +164,16 @@ def variables(loop: Loop, version: int) -> dict[str, str]:
         "SEED": str(loop.seed_of(version)),
         "CURRENT": loop.policy(version - 1),
         "FROM": fine_tune_init(loop, version),
-        "TUNED": loop.at(version, "fine_tune/checkpoints/last.ckpt"),
+        "TUNED": loop.tuned(version),
         "TOKENIZER": files.tokenizer,
         "PROMPTS": files.prompts,
         "SELECT": loop.half("select"),
         "POOL": f"{loop.pool(version)}/train.jsonl",
-        "HELPFUL": json.dumps(loop.rated(version, "helpful")),
-        "SAFETY": json.dumps(loop.rated(version, "safety")),
+        **{
+            f"{side.upper()}_FOR_{kind.upper()}": json.dumps(files)
+            for kind in KINDS
+            for side, files in loop.pairs(version, kind).items()
+        },
         "HELPFUL_VAL": json.dumps(files.helpful_val),
         "SAFETY_VAL": json.dumps(files.safety_val),
         "HELPFULNESS_REWARD": judges["helpfulness_reward"],

@@ -93,7 +93,7 @@ def collect_stage(loop: Loop, version: int) -> Stage:
 
 def reward_stage(loop: Loop, version: int, kind: str) -> Stage:
     """From the current chat model, on all ratings so far (§3.2.2)."""
-    pairs = [path for side in ("helpful", "safety") for path in loop.rated(version, side)]
+    pairs = [path for files in loop.pairs(version, kind).values() for path in files]
     held_out = loop.files.helpful_val if kind == "helpfulness" else loop.files.safety_val
     return training(
         loop,
@@ -266,6 +266,7 @@ def compare_stage(loop: Loop) -> Stage:
     """Derived: more versions, and it is made again."""
     last, out = loop.versions, str(loop.out / "results.json")
     policies = {f"v{number}": loop.policy(number) for number in range(last + 1)}
+    steps = ppo_steps(loop, last)
     pairs = {"helpful_pairs": loop.files.helpful_val, "safety_pairs": loop.files.safety_val}
     command = tool(
         "rlhf compare",
@@ -276,12 +277,14 @@ def compare_stage(loop: Loop) -> Stage:
         **loop.judges(last),
         out=out,
         **pairs,
+        steps=steps or None,
         answers_per_prompt=loop.answers_per_prompt,
         max_new_tokens=loop.sampling.max_new_tokens,
         seed=loop.seed,
     )
     inputs = (
         *policies.values(),
+        *steps.values(),
         loop.files.tokenizer,
         loop.half("test"),
         *loop.judges(last).values(),
@@ -290,6 +293,16 @@ def compare_stage(loop: Loop) -> Stage:
     )
     about = "all versions on prompts that nothing was chosen by"
     return Stage("compare", about, command, inputs, (out,), 20, derived=True)
+
+
+def ppo_steps(loop: Loop, version: int) -> dict[str, str]:
+    """What PPO began with and what it ended with, in a version that has it (fig. 11 shows both of V5)."""
+    if version < loop.ppo_from:
+        return {}
+    return {
+        f"v{version} without PPO": loop.tuned(version),
+        f"v{version} with PPO": loop.at(version, "ppo/best.ckpt"),
+    }
 
 
 def report_stage(loop: Loop) -> Stage:

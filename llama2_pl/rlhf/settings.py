@@ -29,6 +29,8 @@ class Files:
         held_out: prompts that nothing trains on; one half chooses, the other is reported.
         helpful: preference files that are there before the first batch of ratings.
         safety: the same for safety.
+        open_source: pairs of others about helpfulness. For the helpfulness model they and the safety pairs are what it
+            draws its other half from, for the safety model they are helpfulness pairs (§3.2.2).
         helpful_val: held-out preference files.
         safety_val: the same for safety.
     """
@@ -40,6 +42,7 @@ class Files:
     held_out: str
     helpful: list[str] = field(default_factory=list)
     safety: list[str] = field(default_factory=list)
+    open_source: list[str] = field(default_factory=list)
     helpful_val: list[str] = field(default_factory=list)
     safety_val: list[str] = field(default_factory=list)
 
@@ -172,10 +175,19 @@ class Loop:
         path = self.batch(version, "helpful" if kind == "helpfulness" else "safety", "val")
         return path if self.ratings.folder is None or Path(path).exists() else None
 
-    def rated(self, version: int, kind: str) -> list[str]:
-        """Every preference file that a version's reward models learn from."""
-        first = self.files.helpful if kind == "helpful" else self.files.safety
-        return [*first, *(self.batch(number, kind) for number in range(1, version + 1))]
+    def pairs(self, version: int, kind: str) -> dict[str, list[str]]:
+        """The preference files of a version's "helpfulness" or "safety" model, by option of its data module."""
+        others = "safety" if kind == "helpfulness" else "helpful"
+        rated = {side: self._rated(version, side) for side in ("helpful", "safety")}
+        return rated | {others: [*rated[others], *self.files.open_source]}
+
+    def _rated(self, version: int, side: str) -> list[str]:
+        first = self.files.helpful if side == "helpful" else self.files.safety
+        return [*first, *(self.batch(number, side) for number in range(1, version + 1))]
+
+    def tuned(self, version: int) -> str:
+        """What PPO of a version begins with."""
+        return self.at(version, "fine_tune/checkpoints/last.ckpt")
 
     def seed_of(self, version: int) -> int:
         return self.seed * 1000 + version

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,7 @@ def compare_versions(
     out: str,
     helpful_pairs: Sequence[str] = (),
     safety_pairs: Sequence[str] = (),
+    steps: dict[str, str] | None = None,
     answers_per_prompt: int = 4,
     limit: int | None = None,
     max_new_tokens: int = 512,
@@ -191,6 +193,7 @@ def compare_versions(
         out: the result file, for `llama2-pl report`.
         helpful_pairs: held-out preference files for the helpfulness model.
         safety_pairs: held-out preference files for the safety model.
+        steps: checkpoints inside the last version, in order: without and with PPO, as in fig. 11.
         answers_per_prompt: of each version; more of them, less noise.
         limit: use only the first prompts of each file.
         max_new_tokens: longest answer.
@@ -200,21 +203,30 @@ def compare_versions(
         hardware: device and precision.
     """
     judges = load_judges(helpfulness_reward, safety_reward, tokenizer, hardware, safety_threshold)
-    speak = Speaker(judges.tokenizer, max_new_tokens, seed)
+    speak, steps = Speaker(judges.tokenizer, max_new_tokens, seed), steps or {}
     first = hardware.load(next(iter(policies.values())))
     parameters = first.config.num_parameters()
     asked = prompts_that_fit(prompts, limit, judges, first, max_new_tokens)
     del first
-    heard, said = _in_turn(policies, hardware, asked, judges, speak, answers_per_prompt)
-    pairs = list(zip(list(heard)[1:], heard, strict=False))  # each and the version before
+    heard, said = _in_turn({**policies, **steps}, hardware, asked, judges, speak, answers_per_prompt)
+    pairs = [*_each_and_the_one_before(policies), *_each_and_the_one_before(steps)]
     results = {"about": about, "parameters": parameters, **judged(heard, pairs)}
+    heard = {name: heard[name] for name in policies}
     kinds = gold_by_kind(asked, heard)
     results |= {"gold_by_kind": kinds} if kinds else {}
-    results["versions"] = _version_rows(Path(run), heard, kinds)
+    results["versions"] = rows = _version_rows(Path(run), heard, kinds)
     results |= reward_models(judges, helpful_pairs, safety_pairs)
     results["samples"] = sample_dialogues(asked, said)
     write_json(Path(out), results)
-    for row in results["versions"]:
+    _say(rows)
+
+
+def _each_and_the_one_before(names: Iterable[str]) -> list[tuple[str, str]]:
+    return [(after, before) for before, after in itertools.pairwise(names)]
+
+
+def _say(rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
         parts = [f"{key} {row[key]['mean']:.3f}" for key in ("reward", "gold", "gap") if row[key]]
         print(f"{row['version']}: {', '.join(parts)}")
 

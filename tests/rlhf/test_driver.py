@@ -301,7 +301,9 @@ def test_the_versions_are_reported_on_prompts_that_nothing_was_chosen_by(done: P
     assert [row["version"] for row in results["versions"]] == ["v0", "v1", "v2"]
     for row in results["versions"]:
         assert row["gold"]["count"] == len(halves[1]) and row["gold"]["low"] <= row["gold"]["mean"]
-    assert list(results["win_rate"]) == ["v1 vs v0", "v2 vs v1"]
+    steps = ["v2 without PPO", "v2 with PPO"]
+    assert list(results["win_rate"]) == ["v1 vs v0", "v2 vs v1", " vs ".join(reversed(steps))]
+    assert list(results["gold"]) == ["v0", "v1", "v2", *steps]
     assert results["versions"][0]["gap"] is None and results["versions"][2]["gap"]["count"] == len(halves[1])
     page = (run / "report.html").read_text(encoding="utf-8")
     assert (

@@ -143,6 +143,36 @@ def test_a_run_waits_for_the_ratings_of_people_and_says_what_to_rate(
     assert f"{tmp_path}/v1/helpful_train.jsonl" in stage(stages, "v2/reward_helpfulness").inputs
 
 
+def test_open_source_pairs_are_the_others_of_one_reward_model_and_helpfulness_of_the_other(
+    tmp_path: Path,
+) -> None:
+    """Llama 2 §3.2.2: 'equal parts … from Meta Safety and from the open-source datasets'; 10 % helpfulness of both."""
+    loop = loop_of(out=tmp_path, versions=1, ppo_from=2)
+    Path(tmp_path / "train.jsonl").write_text('{"prompt": "Is it?"}\n')
+    files = replace(loop.files, open_source=["o.jsonl"], prompts=str(tmp_path / "train.jsonl"))
+    loop = replace(loop, files=files)
+    write_texts(config_texts(loop))
+    mixes = {}
+    for kind in ("helpfulness", "safety"):
+        mix = yaml.safe_load((tmp_path / f"v1/configs/reward_{kind}.yaml").read_text())["data"]["init_args"]
+        mixes[kind] = (mix["helpful"], mix["safety"])
+        assert "o.jsonl" in stage(plan(loop), f"v1/reward_{kind}").inputs
+    helpful, safety = (f"{tmp_path}/v1/ratings/{side}_train.jsonl" for side in ("helpful", "safety"))
+    assert mixes["helpfulness"] == (["h.jsonl", helpful], ["s.jsonl", safety, "o.jsonl"])
+    assert mixes["safety"] == (["h.jsonl", helpful, "o.jsonl"], ["s.jsonl", safety])
+
+
+def test_a_last_version_with_ppo_is_compared_without_it_too() -> None:
+    """Llama 2 fig. 11: RLHF-V5 without and with PPO."""
+    steps = {
+        "v5 without PPO": "run/v5/fine_tune/checkpoints/last.ckpt",
+        "v5 with PPO": "run/v5/ppo/best.ckpt",
+    }
+    compare = stage(plan(loop_of()), "compare")
+    assert f"--steps={json.dumps(steps)}" in compare.command and "run/v5/ppo/best.ckpt" in compare.inputs
+    assert "--steps" not in stage(plan(loop_of(versions=4)), "compare").shell
+
+
 def test_start_is_filled_in_and_missed_where_it_is_not_given() -> None:
     files = replace(loop_of().files, policy="$START/sft/last.ckpt", helpful=["$START/a.jsonl", "b.jsonl"])
     found = filled(files, "runs/demo")
