@@ -94,8 +94,7 @@ def reward_scaling(
     numbers = sorted(batches or batch_numbers(data))
     cells = []
     for size, start in starts.items():
-        model = {"margin": margin, "safety_loss_weight": weight}
-        model |= {"init_from": start, "lr": rates[size]}
+        model = {"margin": margin, "safety_loss_weight": weight, "init_from": start, "lr": rates[size]}
         cells += [Cell(size, n, model, {**data, "until_batch": n}, trainer or {}, seed) for n in numbers]
     write_json(Path(out) / "scaling.json", {"kind": kind, "cells": list(_run(cells, Path(out)))})
 
