@@ -105,6 +105,8 @@ class NumberedDataModule(L.LightningDataModule):
         self._restored = state_dict
         if not self._tokenizer_sha256:  # `load_from_checkpoint`: nothing is set up, and nothing resumed
             return
+        if not state_dict.get("batches"):  # from before the first batch, as Tuner.scale_batch_size saves it
+            return
         if self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING:
             refuse_changes(state_dict, self.settings(), self._paths(), self.late_settings)
             _announce_paths(state_dict.get("paths", {}), self._paths())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.tuner import Tuner
 
 from llama2_pl.data import CorpusDataModule, DialogueDataModule
 from llama2_pl.text import Tokenizer
@@ -59,6 +60,18 @@ def test_ten_batches_and_ten_more_are_the_same_as_twenty(
     trainer.fit(second, datamodule=make_data(num_workers=num_workers), ckpt_path=tmp_path / "cut.ckpt")
     assert first.seen + second.seen == expected
     assert trainer.global_step == 20 // accumulate
+
+
+def test_a_run_begins_at_the_first_batch_after_lightnings_tuner_has_changed_the_batch_size(
+    make_trainer, recorder, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the tuner leaves and removes a checkpoint of step 0 here
+    model, data, trainer = recorder(), make_data(), make_trainer(max_epochs=1)
+    found = Tuner(trainer).scale_batch_size(model, datamodule=data, steps_per_trial=1, max_trials=3)
+    assert found == data.batch_size == 8  # 2, 4, 8
+    model.seen.clear()
+    trainer.fit(model, datamodule=data)
+    assert model.seen == whole_run(make_trainer, recorder, make_data(batch_size=8))
 
 
 @pytest.mark.parametrize("cut", [1, 10, 19])
