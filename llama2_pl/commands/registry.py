@@ -66,6 +66,9 @@ TOOLS: dict[str, Tool] = {
         "llama2_pl.rlhf.scaling:reward_scaling", "reward accuracy by weekly batch and model size (Fig. 6)"
     ),
     "evaluate": Tool("llama2_pl.rlhf.evaluate:evaluate", "evaluate models and reward models"),
+    "benchmark": Tool(
+        "llama2_pl.evaluation.benchmarks:benchmark", "academic benchmarks by lm-evaluation-harness (Table 3)"
+    ),
     "gatt": Tool("llama2_pl.rlhf.gatt:measure_ghost_attention", "is an instruction kept, turn by turn"),
     "gatt cases": Tool(
         "llama2_pl.rlhf.gatt:write_attribute_cases",
