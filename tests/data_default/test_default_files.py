@@ -24,6 +24,8 @@ NAMES = {
     *(f"{name}/{split}.jsonl" for name in ("sft", "prompts") for split in ("train", "val")),
     *(f"preferences/{kind}_{split}.jsonl" for kind in ("helpful", "safety") for split in ("train", "val")),
     *(f"gatt/{name}.jsonl" for name in ("constraints", "dialogues", "eval")),
+    *(f"refusals/{name}.jsonl" for name in ("train", "val", "borderline")),
+    *(f"safety_scaling/{name}.jsonl" for name in ("helpful", "safety")),
     "README.md",
     "complete.json",
 }
@@ -111,7 +113,7 @@ def test_docstrings_are_taken_in_the_order_of_the_source() -> None:
 
 
 def test_every_file_is_read_by_its_reader(written: Path) -> None:
-    for name in ("sft/train", "sft/val", "gatt/dialogues"):
+    for name in ("sft/train", "sft/val", "gatt/dialogues", "safety_scaling/helpful", "safety_scaling/safety"):
         path = written / f"{name}.jsonl"
         dialogues = list(read_dialogues(path))
         assert len(dialogues) == len(rows(path))

@@ -9,14 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llama2_pl.data.default import corpus, dialogues, pairs
+from llama2_pl.data.default import corpus, dialogues, pairs, refusals
 from llama2_pl.data.default.constraints import CONSTRAINTS
 from llama2_pl.data.default.stdlib_text import PACKAGE_SOURCES
 from llama2_pl.data.default.tasks import Split
 from llama2_pl.data.default.world import World, build_world
 from llama2_pl.data.readers.common import write_jsonl
 
-VERSION = 8
+VERSION = 9
 TRAIN: tuple[Split, ...] = ("train",)
 HELD_OUT: tuple[Split, ...] = ("fact", "phrase")
 
@@ -33,6 +33,9 @@ Written by `llama2-pl data default`, from nothing but a seed and the Python that
 | prompts/train.jsonl, val.jsonl | prompts, a quarter of them for safety, with the task that the oracle judges by |
 | gatt/constraints.jsonl | instructions to hold, with the check of a program |
 | gatt/dialogues.jsonl, eval.jsonl | dialogues to hold them in, conversations to test it with |
+| refusals/train.jsonl, val.jsonl | answers, labelled: a refusal or not |
+| refusals/borderline.jsonl | prompts that sound unsafe and are not, with the task that the oracle judges by |
+| safety_scaling/helpful.jsonl, safety.jsonl | dialogues for the study of how much safety data is wanted |
 
 About 30 % of the training answers in sft/ are flawed on purpose (wrong, cut off, repeated, rambling, rude, off topic)
 and 35 % of those to harmful requests comply, so that reward learning has something to do. Validation answers are good.
@@ -40,7 +43,8 @@ and 35 % of those to harmful requests comply, so that reward learning has someth
 Validation (sft, preferences, prompts) is held out in two ways, in turn. By fact: every fourth person and good, a
 quarter of the sums and word lists, and one request of every category are never asked about in training; the corpus
 writes about those people, goods and sums. By phrase: the last wording of every question stands nowhere else. The key
-`split` in prompts/val.jsonl says which. The harmful requests are cartoons; the towns and the people do not exist.
+`split` in prompts/val.jsonl says which. Of the refusals in refusals/ the last wording is held out; nothing trains on
+the borderline prompts. The harmful requests are cartoons; the towns and the people do not exist.
 """
 
 
@@ -110,6 +114,13 @@ def _rows(world: World, seed: int, scale: float) -> Files:
     yield "gatt/constraints", CONSTRAINTS
     yield "gatt/dialogues", dialogues.gatt_dialogues(world, some(600), draw("gatt"))
     yield "gatt/eval", dialogues.gatt_cases(world, some(64), draw("gatt eval"))
+    for name, count, split in (("train", 1200, TRAIN[0]), ("val", 300, HELD_OUT[-1])):
+        labelled = refusals.labelled_rows(world, some(count), split, draw(f"refusals {name}"))
+        yield f"refusals/{name}", labelled
+    yield "refusals/borderline", refusals.borderline_rows(world, some(210), draw("borderline"))
+    # 9 to 1, as the paper's 0.9M and 0.1M samples
+    yield "safety_scaling/helpful", refusals.helpfulness_data(world, some(2700), draw("scaling helpful"))
+    yield "safety_scaling/safety", refusals.safety_data(world, some(300), draw("scaling safety"))
 
 
 def _texts(documents: Iterable[str]) -> Iterable[Mapping[str, Any]]:
