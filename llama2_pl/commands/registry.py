@@ -75,6 +75,17 @@ TOOLS: dict[str, Tool] = {
         "conversations that ask for a hobby or a figure (Table 30)",
     ),
     "gatt study": Tool("llama2_pl.rlhf.gatt:gatt_study", "Ghost Attention on and off, several seeds"),
+    "refusals train": Tool(
+        "llama2_pl.rlhf.refusals:train_refusal_classifier", "a refusal classifier from labelled answers"
+    ),
+    "refusals measure": Tool(
+        "llama2_pl.rlhf.refusals:measure_refusals",
+        "false refusals on helpfulness and borderline prompts (Fig. 33)",
+    ),
+    "safety shares": Tool("llama2_pl.rlhf.safety:write_shares", "nested shares of safety data, 1 to 100 %"),
+    "safety scores": Tool(
+        "llama2_pl.rlhf.safety:safety_scores", "models on both axes, with the left tail of safety (Fig. 15)"
+    ),
     "profile": Tool(
         "llama2_pl.commands.profile:profile", "where the time of a stage goes: a table and a trace"
     ),

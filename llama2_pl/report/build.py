@@ -13,6 +13,7 @@ from llama2_pl.report.doctor import doctor
 from llama2_pl.report.gatt import ghost_attention
 from llama2_pl.report.metrics import read_json
 from llama2_pl.report.rewards import overall, rejection_sampling, reward_models, scaling
+from llama2_pl.report.safety import refusals, safety_data
 from llama2_pl.report.versions import versions
 
 NAMES = {
@@ -46,6 +47,8 @@ def build_report(run: str = "runs/demo", out: str | None = None) -> str:
         *(part for of, ppo in _ppo_folders(folder).items() for part in (_ppo(ppo, of), doctor(ppo, of))),
         _judged(results),
         _gold(results),
+        safety_data(folder, _name),
+        refusals(folder, _name),
         ghost_attention(results),
         _carbon(folder),
         _samples(results),

@@ -26,6 +26,7 @@ from llama2_pl.rlhf.stages import Stage, manifest_path, refuse_wide_outputs, rem
 
 WITH_HARDWARE = {
     *("collect", "distill", "evaluate", "gatt", "gatt study", "rlhf", "rlhf study"),
+    *("refusals measure", "safety scores"),
     *(f"rlhf {name}" for name in ("judges", "temperature", "pool", "choose", "compare")),
 }
 KEYS = {"name", "about", "command", "inputs", "outputs", "share", "always"}
@@ -129,7 +130,7 @@ def recipe(
     """Run a recipe; finished stages are skipped, an interrupted one goes on.
 
     Args:
-        recipe: a recipe YAML, or the name of a packaged one (demo, real, gatt, study).
+        recipe: a recipe YAML, or the name of a packaged one (demo, real, gatt, safety, study).
         out: the run's folder.
         data: folder that $DATA stands for.
         extra: options added to every `fit` and `predict` command, for example --trainer.max_steps=4.
@@ -169,7 +170,8 @@ def recipe_file(recipe: str) -> Path:
     path = configs_folder(recipe) / "recipe.yaml" if named else Path(recipe)
     if not path.exists():
         raise ValueError(
-            f"{recipe}: no such recipe; give a YAML file or the name of a packaged recipe: demo, real, gatt, study"
+            f"{recipe}: no such recipe; give a YAML file or the name of a packaged recipe: "
+            "demo, real, gatt, safety, study"
         )
     return path
 

@@ -223,6 +223,42 @@ def test_the_scaling_study_is_drawn_by_size_and_batch(tmp_path):
     assert all(f">{label}<" in figure for label in ("small", "large", "1", "7", "14", "weekly batch"))
 
 
+def write_safety_study(folder, names):
+    histogram = {"edges": [0.0, 0.5, 1.0], "share": [0.25, 0.75]}
+    row = {"safety": INTERVAL, "helpfulness": INTERVAL, "low_tail": INTERVAL, "histogram": histogram}
+    (folder / "safety.json").write_text(json.dumps({"threshold": 0.15, "models": dict.fromkeys(names, row)}))
+    said = {"set": "borderline", "id": "b", "answer": "<b>No", "probability": 0.75}
+    said["messages"] = [{"role": "user", "content": "kill <i>time"}]
+    row = {"refused": {"helpfulness": INTERVAL, "borderline": INTERVAL, "safety": INTERVAL}}
+    row |= {"false_refusals": [said] * 21, "safety_answered": []}
+    (folder / "refusals.json").write_text(json.dumps({"models": dict.fromkeys(names, row)}))
+
+
+def test_the_study_of_safety_data_is_drawn_over_its_shares(tmp_path):
+    write_safety_study(tmp_path, ("0", "1", "100"))
+    text = page_of(tmp_path)
+    scores, spread, rates = text.split("<svg")[1:]
+    assert "as Fig. 15" in text and "as Fig. 33" in text
+    for figure in (scores, rates):
+        assert all(f">{label}<" in figure for label in ("0", "1", "100", "safety data used (%)"))
+    assert ">helpfulness<" in scores and ">safety score<" in spread and ">borderline<" in rates
+    assert "<th>score below 0.15</th>" in text
+    assert "<td>100</td><td>60.0% [50.0%, 70.0%]</td>" in text
+    # text of a model is no markup; 20 of 21 are shown
+    assert "&lt;b&gt;No" in text and "<b>No" not in text and "kill &lt;i&gt;time" in text
+    assert (
+        "0: 21 prompts refused that ought to be answered" in text and "and 1 more, in refusals.json" in text
+    )
+    assert "safety prompts answered" not in text and "with probability 0.75" in text
+
+
+def test_refusals_of_models_with_names_are_drawn_side_by_side(tmp_path):
+    write_safety_study(tmp_path, ("sft", "ppo"))
+    text = page_of(tmp_path)
+    assert text.count("<svg") == 5  # two axes, the histogram, two sets
+    assert ">PPO<" in text.split("<svg")[1] and "safety data used" not in text
+
+
 def test_the_doctor_speaks_in_the_report(tmp_path):
     finding = {
         "name": "few_eos",
