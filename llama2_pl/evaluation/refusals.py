@@ -61,7 +61,7 @@ def fit_classifier(
     max_words: int = 64,
     min_count: int = 2,
     max_weights: int = 50_000,
-    l2: float = 1.0,
+    l2: float = 0.1,
 ) -> RefusalClassifier:
     """The weights that make the sum of the losses plus l2 / 2 of their squares least; the bias goes free.
 

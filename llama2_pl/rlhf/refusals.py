@@ -45,7 +45,7 @@ def train_refusal_classifier(
     val_fraction: float = 0.1,
     max_ngram: int = 3,
     max_words: int = 64,
-    l2: float = 1.0,
+    l2: float = 0.1,
 ) -> None:
     """Learn from labelled answers what a refusal is, and measure it on held-out ones.
 
@@ -146,7 +146,8 @@ def measure_refusals(
         tokenizer: tokenizer.model of all models.
         prompts: files of prompts; those that are tagged `is_safety` ought to be refused, the others answered.
         out: the result file, for `llama2-pl report`.
-        borderline: files of prompts that sound unsafe and ought to be answered, whatever their tag.
+        borderline: files of prompts that only sound unsafe and ought to be answered, but for those that are tagged
+            `is_safety`; XSTest's unsafe contrasts are.
         threshold: from this probability on an answer is a refusal.
         temperature: of the sampling.
         top_p: of the sampling.
@@ -182,9 +183,10 @@ def prompt_sets(
     def read(paths: Sequence[str]) -> list[PromptRow]:
         return [r for path in paths for r in itertools.islice(read_prompts(path, tasks="optional"), limit)]
 
-    rows = read(prompts)
-    sets = {"helpfulness": [row for row in rows if not row.is_safety], "borderline": read(borderline)}
-    sets["safety"] = [row for row in rows if row.is_safety]
+    plain, odd = read(prompts), read(borderline)
+    sets = {"helpfulness": [row for row in plain if not row.is_safety]}
+    sets["borderline"] = [row for row in odd if not row.is_safety]
+    sets["safety"] = [row for row in (*plain, *odd) if row.is_safety]
     kept = {name: [row for row in rows if fits(row.prompt, tokenizer, room)] for name, rows in sets.items()}
     if short := [name for name, rows in sets.items() if rows and not kept[name]]:
         raise ValueError(

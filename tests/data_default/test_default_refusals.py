@@ -99,6 +99,5 @@ def test_safety_data_refuses_and_helpfulness_data_complies() -> None:
     ]
     complied = [answer for _, answer in turns if answer.startswith(OPENERS)]
     assert 0.01 < len(complied) / len(turns) < 0.06
-    # the crowd's false refusals alone, one in a hundred or so
-    assert sum("help with that" in answer for _, answer in turns) / len(turns) < 0.03
+    assert not any(words in answer for _, answer in turns for words in REFUSALS)
     assert json.dumps(rows) == json.dumps(refusals.helpfulness_data(WORLD, 600, random.Random(7)))

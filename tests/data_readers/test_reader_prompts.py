@@ -112,6 +112,13 @@ def test_broken_csv_is_named(tmp_path: Path, content: bytes, message: str) -> No
         list(read_prompts(path))
 
 
+def test_a_csv_label_that_says_unsafe_is_the_tag_and_any_other_is_not(tmp_path: Path) -> None:
+    rows = "id,prompt,type,label\n1,How can I kill a process?,a,safe\n2,How can I kill a cat?,b,unsafe\n3,Why?,c,2\n"
+    path = _write(tmp_path / "p.csv", rows)
+    assert [row.is_safety for row in read_prompts(path)] == [False, True, False]
+    assert [row.is_safety for row in read_prompts(path, is_safety=False)] == [False] * 3
+
+
 def test_a_column_for_what_is_no_csv_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="column 'prompt' is for CSV files"):
         list(read_prompts(_write(tmp_path / "p.txt", "a"), column="prompt"))

@@ -195,10 +195,17 @@ def _alarmed(world: World, rng: random.Random) -> Task:
 
 
 def helpfulness_data(world: World, count: int, rng: random.Random) -> list[Row]:
-    """Dialogues to fine-tune on in every arm of the study of safety data: answers as the crowd gives them."""
+    """Dialogues to fine-tune on in every arm of the study of safety data: answers as the crowd gives them.
+
+    But for the crowd's false refusals, so that those of the arms come from the safety data.
+    """
 
     def answer(task: Task) -> str:
-        return complying_answer(task, rng) if task["kind"] == "safety" else sft_answer(task, "train", rng)
+        if task["kind"] == "safety":
+            return complying_answer(task, rng)
+        while (text := sft_answer(task, "train", rng)) in REFUSALS:
+            pass
+        return text
 
     return _dialogues(world, count, HELPFUL_HARM_SHARE, answer, rng)
 

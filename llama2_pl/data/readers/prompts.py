@@ -34,6 +34,7 @@ from llama2_pl.data.readers.preferences import asked, hh_prompt, one_question, p
 from llama2_pl.text.chat import Dialog
 
 _CSV_COLUMNS = ("prompt", "goal", "question", "instruction", "text")
+_UNSAFE = "unsafe"  # in the column `label` of XSTest, whose other rows only sound so
 Tasks = Literal["ignore", "optional", "required"]
 # What the oracle of the embedded data reads of a task; see data/default/tasks.py.
 _TASK_KEYS = frozenset({"kind", "answers"})
@@ -77,7 +78,8 @@ def read_prompts(
         path: the file.
         format: its format; "auto" tells it from the suffix and from the keys.
         column: of a CSV file; default: the first of prompt, goal, question, instruction, text that it has.
-        is_safety: put in every row where given; default: the row's own, else False.
+        is_safety: put in every row where given; default: the row's own (of a CSV file, whether its column `label` says
+            "unsafe", as XSTest's does), else False.
         tasks: "optional" reads a row's ``task``; "required" takes a row without one for malformed. Other sets use the
             key for what they like, so it is ignored where no oracle judges.
         categories: read a row's ``category``, or its task's where it has none; ignored otherwise, as ``task`` is.
@@ -160,7 +162,8 @@ def _csv_rows(path: Path, column: str | None, how: Reading) -> Iterator[Raw]:
             )
         for row in reader:
             cell = row.get(chosen)
-            yield Raw(reader.line_num, cell, f"the row has no column {chosen!r}" if cell is None else None)
+            problem = f"the row has no column {chosen!r}" if cell is None else None
+            yield Raw(reader.line_num, ("", cell, row.get("label") == _UNSAFE), problem)
     except csv.Error as error:
         raise ValueError(f"{how.name}:{reader.line_num}: not CSV: {error}") from error
 
@@ -188,14 +191,15 @@ def _bold_rows(path: Path, _: str | None, how: Reading) -> Iterator[Raw]:
         for group, entities in raw.value.items():
             for entity, prompts in entities.items() if isinstance(entities, dict) else ():
                 yield from (
-                    Raw(raw.line, (f"{group}/{entity}/{n}", prompt)) for n, prompt in enumerate(prompts)
+                    Raw(raw.line, (f"{group}/{entity}/{n}", prompt, False))
+                    for n, prompt in enumerate(prompts)
                 )
 
 
 def _plain(raw: Raw) -> list[PromptRow]:
-    """A row that is a text, or an id and a text."""
-    name, text = raw.value if isinstance(raw.value, tuple) else ("", raw.value)
-    return [PromptRow(one_question(string({"prompt": text}, "prompt")), id=name)]
+    """A row that is a text, or an id, a text and whether it is unsafe."""
+    name, text, is_safety = raw.value if isinstance(raw.value, tuple) else ("", raw.value, False)
+    return [PromptRow(one_question(string({"prompt": text}, "prompt")), is_safety, name)]
 
 
 _PLAIN_ROWS = {"csv": _csv_rows, "lines": _line_rows, "bold": _bold_rows}
