@@ -51,7 +51,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         paths.append(str(folder / f"{seed}.ckpt"))
         torch.save({"state_dict": weights, "hyper_parameters": {"backbone": CONFIG.to_dict()}}, paths[-1])
     write_classifier(folder / "classifier.json", WORDS, {})
-    return Run(*paths, str(words.path), str(folder / "classifier.json"))
+    one, two, helpfulness, safety = paths
+    return Run(one, two, helpfulness, safety, str(words.path), str(folder / "classifier.json"))
 
 
 def prompt(text: str, is_safety: bool = False, **more: Any) -> dict[str, Any]:

@@ -114,9 +114,8 @@ def _rows(world: World, seed: int, scale: float) -> Files:
     yield "gatt/constraints", CONSTRAINTS
     yield "gatt/dialogues", dialogues.gatt_dialogues(world, some(600), draw("gatt"))
     yield "gatt/eval", dialogues.gatt_cases(world, some(64), draw("gatt eval"))
-    for name, count, split in (("train", 1200, TRAIN[0]), ("val", 300, HELD_OUT[-1])):
-        labelled = refusals.labelled_rows(world, some(count), split, draw(f"refusals {name}"))
-        yield f"refusals/{name}", labelled
+    yield "refusals/train", refusals.labelled_rows(world, some(1200), "train", draw("refusals train"))
+    yield "refusals/val", refusals.labelled_rows(world, some(300), "phrase", draw("refusals val"))
     yield "refusals/borderline", refusals.borderline_rows(world, some(210), draw("borderline"))
     # 9 to 1, as the paper's 0.9M and 0.1M samples
     yield "safety_scaling/helpful", refusals.helpfulness_data(world, some(2700), draw("scaling helpful"))
