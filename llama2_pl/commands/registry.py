@@ -34,6 +34,13 @@ TOOLS: dict[str, Tool] = {
     "data pairs": Tool(
         "llama2_pl.data.convert:convert_pairs", "preference files of any format, held-out split, prompts"
     ),
+    "data clean": Tool(
+        "llama2_pl.data.cleaning.clean:clean_corpus",
+        "a corpus without duplicates, boilerplate and personal data, and the ledger of it",
+    ),
+    "data audit": Tool(
+        "llama2_pl.data.audit:audit_corpus", "pronouns, identities, languages, toxicity of a corpus (§4.1)"
+    ),
     "collect": Tool(
         "llama2_pl.rlhf.collect:collect_preferences", "sample two variants, rate them with the oracle"
     ),

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from llama2_pl.data.base import NumberedDataModule, require_at_least, require_share
-from llama2_pl.data.cache import Files, as_paths, build_once, describe_files
+from llama2_pl.data.cache import Files, build_once, describe_files
 from llama2_pl.data.loader import BatchLoader
 from llama2_pl.data.mixing import CorpusMix, SourceLedger
 from llama2_pl.data.packed import MixedBatches
-from llama2_pl.data.readers import read_documents
 from llama2_pl.data.sampling import is_held_out
+from llama2_pl.data.sources import checked_sources, documents, reader_options
 from llama2_pl.data.token_file import TokenFile, TokenFileWriter
 from llama2_pl.text.tokenizer import Tokenizer
-
-READER_KEYS = ("format", "encoding", "text_key", "strict")
-SOURCE_KEYS = ("path", "weight", *READER_KEYS)
 
 
 class CorpusDataModule(NumberedDataModule):
@@ -66,11 +62,7 @@ class CorpusDataModule(NumberedDataModule):
         require_at_least(2, seq_len=seq_len)  # a row of one token has no target
         require_at_least(1, num_batches=num_batches, max_tokens_per_source=max_tokens_per_source)
         require_share(val_fraction)
-        self.sources = {name: _checked_source(name, dict(source)) for name, source in sources.items()}
-        if not self.sources:
-            raise ValueError(
-                'data.sources is empty: give at least one, such as {"web": {"path": "web/*.jsonl"}}'
-            )
+        self.sources = checked_sources(sources, "data.sources")
         self.tokenizer = tokenizer
         self.seq_len = seq_len
         self.num_batches = num_batches
@@ -169,7 +161,7 @@ class CorpusDataModule(NumberedDataModule):
     def _folder(self, name: str, tokenizer: Tokenizer) -> Path:
         source = self.sources[name]
         files = describe_files(source["path"], f"data.sources.{name}.path")
-        options = [tokenizer.sha256, _reader_options(source), self.val_fraction, self.max_tokens_per_source]
+        options = [tokenizer.sha256, reader_options(source), self.val_fraction, self.max_tokens_per_source]
 
         def build(folder: Path) -> None:
             self._build(name, folder, files, tokenizer)
@@ -182,7 +174,8 @@ class CorpusDataModule(NumberedDataModule):
         args = (tokenizer.vocab_size, tokenizer.sha256)
         train, val = TokenFileWriter(folder / "train", *args), TokenFileWriter(folder / "val", *args)
         limit = self.max_tokens_per_source or float("inf")
-        for text in self._texts(name):
+        for document in documents(self.sources[name]):
+            text = document.text
             held_out = is_held_out(text, self.val_fraction)
             (val if held_out else train).add(tokenizer.encode(text, bos=True, eos=True))
             if train.num_tokens >= limit:
@@ -193,23 +186,3 @@ class CorpusDataModule(NumberedDataModule):
             f"{name}: {train.num_documents} documents with {train.num_tokens} tokens to train on, "
             f"{val.num_documents} with {val.num_tokens} held out, {time.monotonic() - began:.1f} s"
         )
-
-    def _texts(self, name: str) -> Iterator[str]:
-        source = self.sources[name]
-        for path in as_paths(source["path"]):
-            for document in read_documents(path, **_reader_options(source)):
-                if document.text.strip():
-                    yield document.text
-
-
-def _checked_source(name: str, source: dict[str, Any]) -> dict[str, Any]:
-    unknown = set(source) - set(SOURCE_KEYS)
-    if unknown or "path" not in source:
-        replaced = "no path; a source is replaced as a whole: give path and weight together"
-        wrong = f"unknown key {sorted(unknown)[0]!r}" if unknown else replaced
-        raise ValueError(f"data.sources.{name}: {wrong}; keys are {', '.join(SOURCE_KEYS)}, path is required")
-    return {"weight": 1.0, "format": "auto", **source}
-
-
-def _reader_options(source: dict[str, Any]) -> dict[str, Any]:
-    return {key: source[key] for key in READER_KEYS if key in source}
