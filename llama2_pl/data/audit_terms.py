@@ -41,16 +41,16 @@ IDENTITIES: dict[str, list[str]] = {
         """american, argentine, australian, austrian, bangladeshi, belgian, brazilian, british, bulgarian, canadian,
         chilean, chinese, colombian, croatian, cuban, czech, danish, dutch, egyptian, english, ethiopian, filipino,
         finnish, french, german, ghanaian, greek, hungarian, indian, indonesian, iranian, iraqi, irish, israeli,
-        italian, jamaican, japanese, kenyan, korean, lebanese, malaysian, mexican, moroccan, nepali, nigerian, norwegian,
-        pakistani, palestinian, peruvian, portuguese, romanian, russian, saudi, scottish, serbian, south african,
-        spanish, swedish, swiss, syrian, thai, turkish, ukrainian, venezuelan, vietnamese, welsh"""
+        italian, jamaican, japanese, kenyan, korean, lebanese, malaysian, mexican, moroccan, nepali, nigerian,
+        norwegian, pakistani, palestinian, peruvian, portuguese, romanian, russian, saudi, scottish, serbian,
+        south african, spanish, swedish, swiss, syrian, thai, turkish, ukrainian, venezuelan, vietnamese, welsh"""
     ),
     "race and ethnicity": _words(
         """european, african, asian, latin, indigenous, native american, native americans, african american,
-        african americans, asian american, asian americans, arab,
-        arabs, latino, latina, latinos, latinx, hispanic,
-        caucasian, aboriginal, inuit, maori, pacific islander, pacific islanders, caribbean, middle eastern, south asian,
-        east asian, southeast asian, biracial, multiracial, mixed race, people of color, roma, romani, creole"""
+        african americans, asian american, asian americans, arab, arabs, latino, latina, latinos, latinx, hispanic,
+        caucasian, aboriginal, inuit, maori, pacific islander, pacific islanders, caribbean, middle eastern,
+        south asian, east asian, southeast asian, biracial, multiracial, mixed race, people of color, roma, romani,
+        creole"""
     ),
     "religion": _words(
         """christian, christians, religious, spiritual, catholic, catholics, jewish, jews, muslim, muslims, islamic,
