@@ -51,15 +51,15 @@ def clean_corpus(
     """Write out/SOURCE/00000.jsonl.gz, …, which pretraining reads, and out/ledger.json: what each rule took.
 
     Llama 2 §2.1, Llama 1 §2.1. Sources are read in the order given, documents in the order of their files, and of
-    duplicates the first stays, so put the source that is to keep a text first. One process, of some megabytes a
-    second; memory grows by about 1.8 KB a document that stays and 140 bytes a line of a web page, so 10 million
-    documents are for a machine with 32 GB, and web scale is for the library datatrove. Until all is written
-    the old folder stands; the same input gives the same bytes.
+    duplicates the first stays, so put the source that is to keep a text first. One process, 1.7 MB a second on a slow
+    core; memory grows by about 1.8 KB a document that stays and 140 bytes a line of a web page, so 10 million documents
+    are for a machine with 32 GB, and web scale is for the library datatrove. Until all is written the old folder
+    stands; the same input gives the same bytes.
 
     Args:
         sources: name -> ``{"path": …, "kind": "text" | "web" | "code"}`` and the other keys of pretraining's sources.
         out: folder to make; one that this command made is replaced.
-        text: rules for texts and web pages.
+        text: rules for texts and web pages; the least length is for code too.
         web: rules for web pages.
         code: rules for code.
         duplicates: rules for what stands in the corpus twice.

@@ -26,7 +26,7 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class TextRules:
-    """Of sources of any kind, but for code, whose lines and symbols have rules of their own. null is off.
+    """Of texts and web pages; the first is for code too, whose lines and symbols have limits of their own. null is off.
 
     Args:
         min_characters: fewer take a document. Our choice, 100: a heading or a stub of one sentence.
