@@ -482,7 +482,11 @@ def test_a_package_that_is_not_found_says_how_it_would_be(
 
 @pytest.mark.parametrize(
     ("word", "meant"),
-    [("fitt", "fit"), ("tokenizer", "tokenizer train"), ("data", "data default, data pairs")],
+    [
+        ("fitt", "fit"),
+        ("tokenizer", "tokenizer train"),
+        ("data", "data default, data pairs, data clean, data audit"),
+    ],
 )
 def test_a_word_that_is_no_command_names_those_that_were_meant(
     word: str, meant: str, capsys: pytest.CaptureFixture[str]

@@ -177,6 +177,7 @@ def test_the_same_input_gives_the_same_bytes_in_place_of_the_old_ones(
     cleaned([PROSE, EDITED])
     first = files_of(tmp_path / "out")
     assert sorted(first) == ["ledger.json", "source/00000.jsonl.gz"]
+    assert first["source/00000.jsonl.gz"][3:8] == bytes(5)  # RFC 1952: no name, no time
     cleaned([PROSE, EDITED])
     assert files_of(tmp_path / "out") == first
     cleaned([PROSE, EDITED], compress=False)
