@@ -76,6 +76,10 @@ TOOLS: dict[str, Tool] = {
     "benchmark": Tool(
         "llama2_pl.evaluation.benchmarks:benchmark", "academic benchmarks by lm-evaluation-harness (Table 3)"
     ),
+    "contamination": Tool(
+        "llama2_pl.evaluation.contamination:contamination",
+        "how much of an evaluation set was trained on, and whether it changed the result",
+    ),
     "gatt": Tool("llama2_pl.rlhf.gatt:measure_ghost_attention", "is an instruction kept, turn by turn"),
     "gatt cases": Tool(
         "llama2_pl.rlhf.gatt:write_attribute_cases",

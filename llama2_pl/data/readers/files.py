@@ -1,8 +1,9 @@
-"""Files to lines and JSON rows, bounded in size."""
+"""Files to lines, JSON rows and CSV rows, bounded in size."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import gzip
 import io
 import json
@@ -128,6 +129,28 @@ def decode_problem(error: UnicodeDecodeError) -> str:
         f"byte 0x{error.object[error.start]:02X} at offset {error.start} is not {error.encoding}; "
         'convert the file to UTF-8, or pass its encoding where the reader takes one (such as "latin-1")'
     )
+
+
+def csv_rows(path: Path, how: Reading) -> Iterator[Raw]:
+    """The column names of a CSV file, then a mapping a row; a cell that a short row lacks is None.
+
+    The line is that on which a row ends, since quoted cells span lines.
+    """
+    reader = csv.DictReader(_csv_lines(path, how), strict=True)
+    try:
+        yield Raw(1, list(reader.fieldnames or []))
+        for row in reader:
+            yield Raw(reader.line_num, row)
+    except csv.Error as error:
+        raise ValueError(f"{how.name}:{reader.line_num}: not CSV: {error}") from error
+
+
+def _csv_lines(path: Path, how: Reading) -> Iterator[str]:
+    """Bounded lines; a broken one stops even lenient reading, since a quote in it may open or close a cell."""
+    for raw in text_lines(path, how):
+        if raw.problem is not None:
+            raise ValueError(f"{how.name}:{raw.line}: {raw.problem}")
+        yield f"{raw.value}\n"
 
 
 def json_rows(path: Path, how: Reading) -> Iterator[Raw]:

@@ -7,7 +7,6 @@ object with that list under ``messages``, or one string), and where known ``is_s
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,7 +28,7 @@ from llama2_pl.data.readers.common import (
     string,
 )
 from llama2_pl.data.readers.dialogues import messages_from_json, messages_to_json, sharegpt_dialog, with_input
-from llama2_pl.data.readers.files import json_rows, text_lines
+from llama2_pl.data.readers.files import csv_rows, json_rows, text_lines
 from llama2_pl.data.readers.preferences import asked, hh_prompt, one_question, prompt_from_json
 from llama2_pl.text.chat import Dialog
 
@@ -150,30 +149,18 @@ def _category(value: Any) -> str:
     )
 
 
-def _csv_rows(path: Path, column: str | None, how: Reading) -> Iterator[Raw]:
-    """The cells of one column; the line is that on which the row ends, since quoted cells span lines."""
-    reader = csv.DictReader(_csv_lines(path, how), strict=True)
-    try:
-        names = reader.fieldnames or []
-        chosen = column or next((name for name in _CSV_COLUMNS if name in names), None)
-        if chosen not in names:
-            raise ValueError(
-                f"{how.name}:1: no column {chosen or 'of ' + ', '.join(_CSV_COLUMNS)!r} in {names}"
-            )
-        for row in reader:
-            cell = row.get(chosen)
-            problem = f"the row has no column {chosen!r}" if cell is None else None
-            yield Raw(reader.line_num, ("", cell, row.get("label") == _UNSAFE), problem)
-    except csv.Error as error:
-        raise ValueError(f"{how.name}:{reader.line_num}: not CSV: {error}") from error
-
-
-def _csv_lines(path: Path, how: Reading) -> Iterator[str]:
-    """Bounded lines; a broken one stops even lenient reading, since a quote in it may open or close a cell."""
-    for raw in text_lines(path, how):
-        if raw.problem is not None:
-            raise ValueError(f"{how.name}:{raw.line}: {raw.problem}")
-        yield f"{raw.value}\n"
+def _csv_cells(path: Path, column: str | None, how: Reading) -> Iterator[Raw]:
+    """The cells of one column."""
+    rows = csv_rows(path, how)
+    names = next(rows).value
+    chosen = column or next((name for name in _CSV_COLUMNS if name in names), None)
+    if chosen not in names:
+        raise ValueError(f"{how.name}:1: no column {chosen or 'of ' + ', '.join(_CSV_COLUMNS)!r} in {names}")
+    for raw in rows:
+        cell, problem = raw.value.get(chosen), None
+        if cell is None:
+            problem = f"the row has no column {chosen!r}"
+        yield Raw(raw.line, ("", cell, raw.value.get("label") == _UNSAFE), problem)
 
 
 def _line_rows(path: Path, column: str | None, how: Reading) -> Iterator[Raw]:
@@ -202,7 +189,7 @@ def _plain(raw: Raw) -> list[PromptRow]:
     return [PromptRow(one_question(string({"prompt": text}, "prompt")), is_safety, name)]
 
 
-_PLAIN_ROWS = {"csv": _csv_rows, "lines": _line_rows, "bold": _bold_rows}
+_PLAIN_ROWS = {"csv": _csv_cells, "lines": _line_rows, "bold": _bold_rows}
 
 
 def _own_id(row: dict[str, Any], key: str = "id") -> str:
