@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import glob
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -89,11 +90,11 @@ def _mapped(file: TokenFile) -> Iterator[Batch]:
 
 
 def _encoded(documents: Iterator[Document], tokenizer: Tokenizer) -> Iterator[Batch]:
-    ids, lengths = [np.empty(0, np.uint32)], [0]
+    ids, offsets = array("I"), [0]
     for document in documents:
-        ids.append(np.array(tokenizer.encode(document.text, bos=True, eos=True), dtype=np.uint32))
-        lengths.append(len(ids[-1]))
-        if sum(lengths) >= _READ:
-            yield np.concatenate(ids), np.cumsum(lengths)
-            ids, lengths = [np.empty(0, np.uint32)], [0]
-    yield np.concatenate(ids), np.cumsum(lengths)
+        ids.extend(tokenizer.encode(document.text, bos=True, eos=True))
+        offsets.append(len(ids))
+        if len(ids) >= _READ:
+            yield np.array(ids, dtype=np.uint32), np.array(offsets)
+            ids, offsets = array("I"), [0]
+    yield np.array(ids, dtype=np.uint32), np.array(offsets)

@@ -36,7 +36,7 @@ _BLOCK = 16  # tokens by which matches are followed at a time
 class OverlapIndex:
     """Evaluation samples, and the longest match with what was scanned that begins at each of their tokens.
 
-    About 40 bytes a token of the samples. ``scan`` takes time for each token that goes by and, where ten tokens are
+    About 50 bytes a token of the samples. ``scan`` takes time for each token that goes by and, where ten tokens are
     found, for each place in the samples that has the same ten: boilerplate in all samples costs their number.
 
     Args:
