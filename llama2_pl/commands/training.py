@@ -99,7 +99,7 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         refuse_secrets(self.config)
         if folder := self._get(self.config, "out"):
-            move_run(self.config[self.subcommand], folder)
+            move_run(self.config[str(self.subcommand)], folder)
 
     def instantiate_classes(self) -> None:
         """As Lightning's, but what a constructor says is not buried in jsonargparse's list of tried types."""
