@@ -132,6 +132,25 @@ def headline_table(folder: Path) -> str:
     return table(["times better than", *(fastest(pieces(name)) for name, _ in columns)], rows)
 
 
+def safety_table(scores: dict, refusals: dict) -> str:
+    """`llama2-pl recipe --recipe safety`, from docs/runs/safety: both axes and refusals by share of the safety data."""
+    axes = {
+        "safety score": "safety",
+        f"below {scores['threshold']:g}": "low_tail",
+        "helpfulness": "helpfulness",
+    }
+    sets = ("helpfulness", "borderline", "safety")
+    rows = [
+        (
+            f"{name} %",
+            *(interval(row[key]) for key in axes.values()),
+            *(share(refusals["models"][name]["refused"][key]) for key in sets),
+        )
+        for name, row in scores["models"].items()
+    ]
+    return table(["safety data", *axes, *(f"{key} prompts refused" for key in sets)], rows)
+
+
 def machines(folder: Path) -> list[tuple[Path, dict[str, dict]]]:
     """Each machine's folder and its figures by case."""
     return [
@@ -223,6 +242,8 @@ def main() -> None:
     put(RUNS / "README.md", "study", study_table(read(RUNS / "study" / "study.json")))
     put(RUNS / "README.md", "reward_study", reward_study_table(read(RUNS / "reward_study" / "study.json")))
     put(RUNS / "README.md", "gatt", gatt_table(read(RUNS / "gatt" / "results.json")))
+    safety = safety_table(*(read(RUNS / "safety" / f"{name}.json") for name in ("safety", "refusals")))
+    put(RUNS / "README.md", "safety", safety)
 
 
 if __name__ == "__main__":
