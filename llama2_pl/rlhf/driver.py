@@ -7,6 +7,7 @@ configs, with the version's paths in them, lie in `<out>/<version>/configs`.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -75,8 +76,15 @@ def rlhf(
         hardware: device and precision of all that is no training; training's are Trainer options in `options`.
     """
     over = None if teacher is None else Path(teacher)
-    files = filled(files, start and start.folder)
-    parts = (Path(out), files, configs, options or {}, ratings, sampling, every)
+    parts = (
+        Path(out),
+        filled(files, start and start.folder),
+        configs,
+        options or {},
+        ratings,
+        sampling,
+        every,
+    )
     loop = Loop(*parts, versions, ppo_from, fine_tune_from, over, answers_per_prompt, seed)
     check(loop)
     everything = on_hardware(plan(loop), hardware)
@@ -84,6 +92,7 @@ def rlhf(
     stages = up_to(everything, until)
     again = [] if redo is None else depending(everything, redo)
     prepare(start, hardware)
+    require_files(loop.files, stages)
     texts = config_texts(loop)
     with holding(loop.out):
         make_again(loop.out, everything, again, texts)
@@ -101,6 +110,16 @@ def prepare(start: Start | None, hardware: Hardware) -> None:
         return
     if not is_made(start.recipe, start.folder, start.until):
         recipe(start.recipe, start.folder, until=start.until, hardware=hardware)
+
+
+def require_files(files: Files, stages: Sequence[Stage]) -> None:
+    """ValueError naming the option of a file that a stage reads and that is not there: no stage makes it."""
+    read = {path for stage in stages for path in stage.inputs}
+    for entry in fields(files):
+        value = getattr(files, entry.name)
+        for path in [value] if isinstance(value, str) else value:
+            if path in read and not Path(path).exists():
+                raise ValueError(f"files.{entry.name}: {path}: no such file; mend the path, or leave it out")
 
 
 def filled(files: Files, start: str | None) -> Files:

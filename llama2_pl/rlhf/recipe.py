@@ -26,7 +26,7 @@ from llama2_pl.rlhf.stages import Stage, manifest_path, refuse_wide_outputs, rem
 
 WITH_HARDWARE = {
     *("collect", "distill", "evaluate", "gatt", "gatt study", "rlhf", "rlhf study"),
-    *("refusals measure", "safety scores"),
+    *("benchmark", "refusals measure", "safety scores"),
     *(f"rlhf {name}" for name in ("judges", "temperature", "pool", "choose", "compare")),
 }
 KEYS = {"name", "about", "command", "inputs", "outputs", "share", "always"}

@@ -12,7 +12,14 @@ import yaml
 
 from llama2_pl.checkpoints.hardware import Hardware
 from llama2_pl.commands.registry import TOOLS, find_tool, load, parse_tool
-from llama2_pl.rlhf.driver import check, config_texts, filled, rlhf, without_ratings_to_come
+from llama2_pl.rlhf.driver import (
+    check,
+    config_texts,
+    filled,
+    require_files,
+    rlhf,
+    without_ratings_to_come,
+)
 from llama2_pl.rlhf.plan import plan
 from llama2_pl.rlhf.recipe import WITH_HARDWARE, on_hardware
 from llama2_pl.rlhf.runner import write_texts
@@ -162,6 +169,20 @@ def test_open_source_pairs_are_the_others_of_one_reward_model_and_helpfulness_of
     assert mixes["safety"] == (["h.jsonl", helpful, "o.jsonl"], ["s.jsonl", safety])
 
 
+def test_a_file_that_is_not_there_is_named_with_its_option_before_anything_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("chat.ckpt", "base.ckpt", "t.model", "train.jsonl", "val.jsonl", "h.jsonl", "s.jsonl"):
+        Path(name).touch()
+    loop = loop_of(files=replace(loop_of().files, open_source=["o.jsonl"]))
+    with pytest.raises(ValueError, match=r"files\.open_source: o\.jsonl: no such file"):
+        require_files(loop.files, plan(loop))
+    require_files(loop.files, plan(loop)[:1])  # what no stage of the run reads is not missed
+    Path("o.jsonl").touch()
+    require_files(loop.files, plan(loop))
+
+
 def test_a_last_version_with_ppo_is_compared_without_it_too() -> None:
     """Llama 2 fig. 11: RLHF-V5 without and with PPO."""
     steps = {
@@ -194,6 +215,7 @@ def packaged(
     monkeypatch.setattr(
         "llama2_pl.rlhf.driver.config_texts", lambda loop: found.append(loop) or config_texts(loop)
     )
+    monkeypatch.setattr("llama2_pl.rlhf.driver.require_files", lambda files, stages: None)
     (tmp_path / "data/prompts").mkdir(parents=True)
     row = {"prompt": "Is it?", "task": {"kind": "safety", "answers": ["No."]}}
     (tmp_path / "data/prompts/train.jsonl").write_text(json.dumps(row) + "\n")
