@@ -76,17 +76,21 @@ def rlhf(
         hardware: device and precision of all that is no training; training's are Trainer options in `options`.
     """
     over = None if teacher is None else Path(teacher)
-    parts = (
-        Path(out),
-        filled(files, start and start.folder),
-        configs,
-        options or {},
-        ratings,
-        sampling,
-        every,
-    )
+    given = filled(files, start and start.folder)
+    parts = (Path(out), given, configs, options or {}, ratings, sampling, every)
     loop = Loop(*parts, versions, ppo_from, fine_tune_from, over, answers_per_prompt, seed)
     check(loop)
+    _run(loop, start, until, redo, [Path(other) for other in share or []], hardware)
+
+
+def _run(
+    loop: Loop,
+    start: Start | None,
+    until: str | None,
+    redo: str | None,
+    share: list[Path],
+    hardware: Hardware,
+) -> None:
     everything = on_hardware(plan(loop), hardware)
     refuse_secret_options(everything)
     stages = up_to(everything, until)
@@ -97,7 +101,7 @@ def rlhf(
     with holding(loop.out):
         make_again(loop.out, everything, again, texts)
         stages = without_ratings_to_come(loop, stages)
-        take = partial(take_over, loop.out, others=[Path(other) for other in share or []])
+        take = partial(take_over, loop.out, others=share)
         run_stages(loop.out, stages, execute, refuse=True, take_over=take, configs=texts)
 
 
