@@ -144,6 +144,11 @@ def is_affected(table: dict[str, Subset]) -> bool:
     return all(subset["z_n"] is not None and abs(subset["z_n"]) > AFFECTED for subset in table.values())
 
 
+def is_empty(table: dict[str, Subset]) -> bool:
+    """Has one of the four subsets no sample? Its complement is then the whole set, with a Z_n of 0: nothing is told."""
+    return any(not subset["n"] for subset in table.values())
+
+
 def _checked(lengths: Sequence[int]) -> list[int]:
     if wrong := [length for length in lengths if length < SEED]:
         raise ValueError(f"lengths: {wrong[0]} is below {SEED}, the equal tokens that a match begins with")
@@ -203,6 +208,7 @@ def _result(dataset: Dataset, tokens: np.ndarray, shares: dict[int, list[float]]
     return {
         "keys": dataset.keys,
         "affected": affected,
+        "undecided": [length for length, table in tables.items() if is_empty(table)],
         "largest_affected": max(affected, default=None),  # the one of the paper's table
         "tables": {str(length): table for length, table in tables.items()},
         "samples": rows,
@@ -219,13 +225,23 @@ def _text(entry: str, result: dict) -> str:
             numbers = [_cell(subset[key], width) for key, width in (("mean", 9), ("mu_n", 9), ("z_n", 7))]
             share = _cell(subset["contamination"], 15)
             lines.append(f"{length:>4}  {name:<9}  {share} {subset['n']:8d} {' '.join(numbers)}")
+    return "\n".join([*lines, *_verdict(result), ""])
+
+
+def _verdict(result: dict) -> list[str]:
     if all(sample["metric"] is None for sample in result["samples"]):
-        lines.append("no metric: name its key to see whether contamination changed it")
-    elif result["affected"]:
-        lines.append(f"affected at L = {', '.join(map(str, result['affected']))}")
-    else:
-        lines.append("affected at no L: not all four |Z_n| are above 2")
-    return "\n".join([*lines, ""])
+        return ["no metric: name its key to see whether contamination changed it"]
+    lines, undecided = [], result["undecided"]
+    if result["affected"]:
+        lines = [f"affected at L = {', '.join(map(str, result['affected']))}"]
+    elif len(undecided) < len(result["tables"]):
+        lines = ["affected at no L: not all four |Z_n| are above 2"]
+    if undecided:
+        told = ", ".join(map(str, undecided))
+        lines.append(
+            f"not to be told at L = {told}: a subset without samples leaves its complement a Z_n of 0"
+        )
+    return lines
 
 
 def _cell(value: float | None, width: int) -> str:

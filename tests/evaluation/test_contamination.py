@@ -15,7 +15,7 @@ from llama2_pl.data import training_tokens
 from llama2_pl.data.corpus import CorpusDataModule
 from llama2_pl.data.token_file import TokenFileWriter
 from llama2_pl.evaluation import contamination as module
-from llama2_pl.evaluation.contamination import contamination, is_affected, subsets
+from llama2_pl.evaluation.contamination import _text, contamination, is_affected, is_empty, subsets
 from llama2_pl.text import Tokenizer, train_tokenizer
 
 
@@ -76,6 +76,18 @@ def test_without_samples_metric_or_spread_there_is_no_z() -> None:
     assert {subset["z_n"] for subset in subsets([0.0, 50.0, 90.0], [0.1] * 3).values()} == {None}
 
 
+def test_a_set_whose_four_subsets_are_alike_is_affected_at_no_l() -> None:
+    table = subsets([0.0, 0.0, 50.0, 50.0, 90.0, 90.0], [0.0, 1.0] * 3)
+    found = {
+        "tables": {"10": table},
+        "affected": [],
+        "undecided": [],
+        "samples": [{"metric": 1.0}],
+        "keys": {},
+    }
+    assert not is_empty(table) and "affected at no L" in _text("set", found)
+
+
 WORDS = "river stone lamp winter copper garden signal paper engine violet thunder meadow".split()
 
 
@@ -132,7 +144,9 @@ def test_the_result_holds_each_sample_and_the_tables(
     assert (evaluation["affected"], evaluation["largest_affected"]) == ([], None)
     assert evaluation["keys"] == {options["evaluation"]: ["text"]}
     assert found["train"][0]["documents"] == 1
-    assert "affected at no L" in capsys.readouterr().out
+    assert evaluation["undecided"] == [10, 40]
+    told = capsys.readouterr().out
+    assert "not to be told at L = 10, 40" in told and "affected" not in told
 
 
 def share(found: dict, length: int = 10) -> list[float]:
@@ -233,7 +247,7 @@ def test_the_command_line_reads_several_sets_at_once(
     # 31 of 62 are copied whole and 30 of those right, none of the others: Z = (30/31 - 30/62) / (1/2 / sqrt 31) = 5.4
     assert (found["affected"], found["largest_affected"]) == ([10], 10)
     assert found["tables"]["10"]["dirty"]["z_n"] == pytest.approx(5.4, abs=0.05)
-    assert "affected at L = 10" in capsys.readouterr().out
+    assert "affected at L = 10\nnot to be told at L = 38" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_refused(files: Callable, tmp_path: Path) -> None:
