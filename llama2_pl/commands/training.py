@@ -117,12 +117,20 @@ class TrainingCLI(LightningCLI):
         return super()._instantiate_trainer({**config, "plugins": plugins}, [RunLock(), *callbacks])
 
     def before_fit(self) -> None:
-        """Put back what a kill in the middle of a save left under another name; warn of what a new run replaces."""
+        """Put back what a kill in the middle of a save left under another name; warn of what a new run replaces.
+
+        And of a start from nothing where `last` was asked for.
+        """
+        asked = self._get(self.config, "ckpt_path")
         for callback in self.trainer.checkpoint_callbacks:
             if (folder := getattr(callback, "dirpath", None)) is None or not self.trainer.is_global_zero:
                 continue
             recover(Path(folder))
-            if (last := Path(folder) / "last.ckpt").exists() and self._get(self.config, "ckpt_path") is None:
+            last = Path(folder) / "last.ckpt"
+            if asked == "last" and not last.exists():
+                rank_zero_warn(f"no last.ckpt in {folder}: the run starts from its beginning")
+                warnings.filterwarnings("ignore", message=_NO_LAST)
+            if asked is None and last.exists():
                 rank_zero_warn(
                     f"{last} of an earlier run will be replaced: stop and give --ckpt_path last to go on with it, or "
                     "--out with another folder to keep it"
@@ -152,6 +160,10 @@ _NOISE = (
     "Total length of `list` across ranks is zero",
     "Using ModelCheckpoint with manual optimization and every_n_train_steps",
 )
+
+
+# Lightning's, which advises to save what our configs save
+_NO_LAST = r'\.fit\(ckpt_path="last"\) is set, but there is no last'
 
 
 def run_training(args: list[str]) -> None:

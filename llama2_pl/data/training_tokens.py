@@ -53,6 +53,8 @@ def training_tokens(
     """
     entry = os.path.expanduser(entry)
     matches = [entry] if os.path.exists(entry) else sorted(glob.glob(entry, recursive=True))
+    if cached := next((p.parents[1] for p in Path(entry).glob("*/train/tokens.bin")), None):
+        raise ValueError(f"{entry}: a folder of caches, such as {cached}: name those that were trained on")
     folders = {match: folder for match in matches if (folder := _token_folder(Path(match)))}
     if folders and len(folders) < len(matches):
         other = next(match for match in matches if match not in folders)

@@ -67,7 +67,7 @@ def _run_name(run: Path) -> str:
 
 def _opening(run: Path, results: dict) -> str:
     tiles = []
-    manifests = _manifests(run).values()
+    manifests = list(_manifests(run).values())
     if seconds := sum(m.get("seconds", 0.0) for m in manifests):
         again = any(m.get("attempts", 1) > 1 for m in manifests)
         what = "whole recipe" + ", last attempts alone" * again
@@ -81,7 +81,12 @@ def _opening(run: Path, results: dict) -> str:
         tiles.append(_share("unsafe recall of the safety model", results["unsafe_recall"]))
     if "ppo vs sft" in results.get("win_rate", {}):
         tiles.append(_share("PPO preferred over SFT", results["win_rate"]["ppo vs sft"]))
-    lead = results.get("about") or "The Llama 2 recipe, run from the tokenizer to PPO."
+    whole = (
+        "The Llama 2 recipe, run from the tokenizer to PPO."
+        if manifests
+        else "What the files of this folder hold."
+    )
+    lead = results.get("about") or whole
     return page.heading(f"The recipe of Llama 2, {_run_name(run)}") + page.section(
         "In short", lead, page.tiles(tiles)
     )

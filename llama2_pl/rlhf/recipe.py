@@ -87,7 +87,7 @@ def execute(args: list[str]) -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     with warnings.catch_warnings():
         # Every training of a recipe goes on where it stopped, and the first time there is nothing to go on from.
-        warnings.filterwarnings("ignore", message=r'\.fit\(ckpt_path="last"\) is set, but there is no last')
+        warnings.filterwarnings("ignore", message=r"no last\.ckpt in ")
         main(args)
 
 

@@ -63,6 +63,8 @@ def train_refusal_classifier(
     for name, value, least in (("max_ngram", max_ngram, 1), ("max_words", max_words, 1), ("l2", l2, 1e-6)):
         if not value >= least:
             raise ValueError(f"{name} is {value}: give {least} or more")
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction is {val_fraction}: give a share above 0 and below 1")
     given, more = (list(_labelled(paths)) for paths in (rows, val or []))
     known, both = _unambiguous(given), _unambiguous([*given, *more])
     if val:

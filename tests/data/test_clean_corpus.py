@@ -154,6 +154,15 @@ def test_the_ledger_adds_up_and_names_what_each_rule_took(cleaned: Callable, tok
     assert out["tokens"] == sum(len(tokenizer.encode(text, bos=True, eos=True)) for text in left)
 
 
+def test_a_source_of_which_nothing_is_left_is_told(
+    cleaned: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cleaned(["short"])[0] == []
+    assert "source: nothing is left of it" in capsys.readouterr().out
+    cleaned([PROSE])
+    assert "nothing is left" not in capsys.readouterr().out
+
+
 def test_of_duplicates_in_two_sources_the_one_named_first_keeps_its_text(
     tmp_path: Path, write_rows: Callable[[str, list], str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -173,6 +173,8 @@ def test_token_files_of_the_corpus_cache_give_what_their_documents_give(
     data.prepare_data()
     (folder,) = (tmp_path / "cache").iterdir()
     monkeypatch.setattr(training_tokens, "_MAPPED", 50)  # two documents or so at a time
+    with pytest.raises(ValueError, match=r"cache: a folder of caches, such as .*corpus-.*: name those"):
+        result({**options, "train": str(tmp_path / "cache")})
     for train in (str(folder), str(folder / "train"), str(tmp_path / "cache/*/train")):
         found = result(options | {"train": train})
         assert share(found) == wanted

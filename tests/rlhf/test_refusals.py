@@ -219,6 +219,8 @@ def test_wrong_rows_are_named_with_their_line(tmp_path: Path) -> None:
         train_refusal_classifier([good], out, [odd])
     with pytest.raises(ValueError, match=r"good\.jsonl: no held-out answer: give val, with texts"):
         train_refusal_classifier([good], out, [good])
+    with pytest.raises(ValueError, match="val_fraction is 2: give a share"):
+        train_refusal_classifier([good], out, val_fraction=2)
     with pytest.raises(ValueError, match="l2 is 0: give"):
         train_refusal_classifier([good], out, l2=0)
     assert not Path(out).exists()

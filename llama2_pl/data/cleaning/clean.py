@@ -94,7 +94,9 @@ def clean_corpus(
             }
         rules = {group: asdict(chosen) for group, chosen in options.items()}
         write_json(draft / LEDGER, {"sources": ledger, "rules": rules})
-    print(f"{size_table(accounts)}\n\n{rule_table(accounts)}\n\n{out}/{LEDGER}")
+    print(f"{size_table(accounts)}\n\n{rule_table(accounts)}\n\n{Path(out) / LEDGER}")
+    for name in (name for name, account in accounts.items() if not account.size_out.documents):
+        print(f"{name}: nothing is left of it; leave it out of the sources of pretraining")
 
 
 def _pipelines(
