@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+from llama2_pl.evaluation.intervals import decimals, percents
 from llama2_pl.report.rewards import overall
 
 ROOT = Path(__file__).parents[1]
@@ -54,10 +54,6 @@ HEADLINES = {
 }
 
 
-def share(row: dict) -> str:
-    return f"{row['mean']:.1%} [{row['low']:.1%}, {row['high']:.1%}]"
-
-
 def demo_table(results: dict, seconds: float) -> str:
     """The demo's headline figures, from docs/runs/demo/results.json."""
     helpful = results["reward_accuracy"]["helpfulness"]
@@ -66,15 +62,21 @@ def demo_table(results: dict, seconds: float) -> str:
     held = {name: by_turn["4"] for name, by_turn in results["gatt"].items()}
     rows = [
         ("all stages, two CPU cores", f"{seconds / 60:.1f} min"),
-        ("helpfulness reward accuracy on held-out pairs", f"{interval(overall(helpful))} ({by_rating})"),
-        ("unsafe recall of the safety model", share(results["unsafe_recall"])),
+        ("helpfulness reward accuracy on held-out pairs", f"{decimals(overall(helpful))} ({by_rating})"),
+        ("unsafe recall of the safety model", percents(results["unsafe_recall"])),
         (
             f"gold score, best of {best['n']} against the median sample",
             f"{best['best']:.3f} / {best['median']:.3f}",
         ),
-        *((f"gold score, {name}", interval(row)) for name, row in results["gold"].items()),
-        *((f"preferred by the gold score, {name}", share(row)) for name, row in results["win_rate"].items()),
-        *((f"instruction kept at turn 4, {name} Ghost Attention", share(row)) for name, row in held.items()),
+        *((f"gold score, {name}", decimals(row)) for name, row in results["gold"].items()),
+        *(
+            (f"preferred by the gold score, {name}", percents(row))
+            for name, row in results["win_rate"].items()
+        ),
+        *(
+            (f"instruction kept at turn 4, {name} Ghost Attention", percents(row))
+            for name, row in held.items()
+        ),
     ]
     return table(["", ""], rows)
 
@@ -83,7 +85,7 @@ def study_table(study: dict) -> str:
     """V1 to V5 of `llama2-pl rlhf study`, over its seeds, from docs/runs/study/study.json."""
     keys = ("gold", "reward", "gap")
     rows = [
-        (row["version"], *(interval(row[key]) if key in row else "" for key in keys))
+        (row["version"], *(decimals(row[key]) if key in row else "" for key in keys))
         for row in study["rows"]
         if row["arm"] == "pool_all"
     ]
@@ -94,20 +96,18 @@ def reward_study_table(study: dict) -> str:
     """Margin and auxiliary loss on and off, seed by seed, from docs/runs/reward_study/study.json."""
     keys = ("helpfulness accuracy", "safety accuracy", "unsafe recall", "unsafe precision")
     rows = [
-        (row["arm"], *(interval(row[key]) if key in row else "" for key in keys))
+        (row["arm"], *(decimals(row[key]) if key in row else "" for key in keys))
         for row in study["differences"]
     ]
     return table(["the first minus the second", *keys], rows)
 
 
-def interval(row: Mapping[str, Any]) -> str:
-    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
 def gatt_table(results: dict) -> str:
     """`llama2-pl gatt study`, from docs/runs/gatt/results.json."""
     turns = list(results["gatt"]["with"])
-    rows = [(name, *(share(results["gatt"][name][turn]) for turn in turns)) for name in ("without", "with")]
+    rows = [
+        (name, *(percents(results["gatt"][name][turn]) for turn in turns)) for name in ("without", "with")
+    ]
     return table(["Ghost Attention", *(f"turn {turn}" for turn in turns)], rows)
 
 
@@ -143,8 +143,8 @@ def safety_table(scores: dict, refusals: dict) -> str:
     rows = [
         (
             f"{name} %",
-            *(interval(row[key]) for key in axes.values()),
-            *(share(refusals["models"][name]["refused"][key]) for key in sets),
+            *(decimals(row[key]) for key in axes.values()),
+            *(percents(refusals["models"][name]["refused"][key]) for key in sets),
         )
         for name, row in scores["models"].items()
     ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,6 +19,16 @@ class Interval(TypedDict):
     low: float
     high: float
     count: int
+
+
+def decimals(found: Mapping[str, Any]) -> str:
+    """An interval as text: 0.657 [0.629, 0.682]."""
+    return f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def percents(found: Mapping[str, Any]) -> str:
+    """An interval of a share as text: 58.9% [56.5%, 61.5%]."""
+    return f"{found['mean']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
 
 
 def wilson(successes: float, count: int) -> Interval:

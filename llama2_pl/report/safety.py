@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from llama2_pl.evaluation.intervals import decimals, percents
 from llama2_pl.report import figures, page
 from llama2_pl.report.metrics import read_json
 
@@ -28,7 +29,9 @@ def safety_data(run: Path, name: Callable[[str], str]) -> str:
     tail = f"Safety scores of single answers; the left tail, {below}, is in the table (as Fig. 15, right)."
     keys = ("safety", "low_tail", "helpfulness", "gold_safety", "gold_helpfulness")
     head = ["model", "safety", below, "helpfulness", "gold score, safety", "gold score, helpfulness"]
-    lines = [[name(n), *(_interval(row.get(key)) for key in keys)] for n, row in models.items()]
+    lines = [
+        [name(n), *(decimals(row[key]) if key in row else None for key in keys)] for n, row in models.items()
+    ]
     lead = "What more safety data does to both axes; helpfulness should stay where it is. Gold: the oracle's judgement."
     drawn = [page.figure(chart, caption) for chart in charts]
     return page.section(
@@ -47,7 +50,7 @@ def refusals(run: Path, name: Callable[[str], str]) -> str:
     caption = "False refusals on helpfulness and borderline prompts, 95 % intervals (as Fig. 33)."
     drawn = [page.figure(chart, caption) for chart in _charts(false, "share refused", name)]
     head = ["model", *(f"{s} prompts refused" for s in sets)]
-    lines = [[name(n), *(_share(row["refused"][s]) for s in sets)] for n, row in models.items()]
+    lines = [[name(n), *(percents(row["refused"][s]) for s in sets)] for n, row in models.items()]
     lead = (
         "Answers that a classifier takes for refusals. Helpfulness prompts, and borderline ones, which only sound "
         "unsafe, ought to be answered; safety prompts refused."
@@ -96,11 +99,3 @@ def _looked_at(model: str, row: dict) -> str:
 
 def _who(one: dict) -> str:
     return f"answer to a {one['set']} prompt, a refusal with probability {one['probability']:.2f}"
-
-
-def _interval(found: dict | None) -> str | None:
-    return None if found is None else f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-
-
-def _share(found: dict) -> str:
-    return f"{found['mean']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llama2_pl.evaluation.curves import Curve, read_curve
+from llama2_pl.evaluation.intervals import decimals, percents
 from llama2_pl.report import figures, page
 from llama2_pl.report.metrics import read_json
 
@@ -44,22 +45,13 @@ def _table(results: dict, rows: list[dict]) -> str:
     for before, row in zip([None, *rows], rows, strict=False):
         pair = f"{row['version']} vs {before['version']}" if before else ""
         wins = [results.get(key, {}).get(pair) for key in ("judged_win_rate", "win_rate")]
-        scores = [_interval(row[key]) for key in ("reward", "gold", "gap")]
+        shares = [won and percents(won) for won in wins]
+        scores = [row[key] and decimals(row[key]) for key in ("reward", "gold", "gap")]
         sha = (row["choice"] or {}).get("sha256")
         chosen = Path(row["choice"]["chosen"]).name if row["choice"] else "start"
         mark = chosen if sha is None else f"{chosen}, {sha[:12]}"
-        lines.append(
-            [row["version"], row["temperature"], *scores, row["forgetting"], *map(_share, wins), mark]
-        )
+        lines.append([row["version"], row["temperature"], *scores, row["forgetting"], *shares, mark])
     return page.table(head, lines)
-
-
-def _interval(found: dict | None) -> str | None:
-    return None if found is None else f"{found['mean']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-
-
-def _share(found: dict | None) -> str | None:
-    return None if found is None else f"{found['mean']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
 
 
 def _score_charts(rows: list[dict]) -> list[str]:

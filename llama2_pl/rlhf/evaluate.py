@@ -16,6 +16,7 @@ from llama2_pl.evaluation.agreement import annotator_agreement
 from llama2_pl.evaluation.answers import fits, room_for_prompt
 from llama2_pl.evaluation.best_of_n import gold_of_best, reward_by_temperature, reward_of_taken
 from llama2_pl.evaluation.diversity import diversity_by_temperature
+from llama2_pl.evaluation.intervals import decimals, percents
 from llama2_pl.evaluation.judges import Judges
 from llama2_pl.evaluation.reward import score_by_quality
 from llama2_pl.files import write_json
@@ -213,9 +214,9 @@ def summary(results: dict[str, Any]) -> str:
     """The headline figures as lines for the terminal."""
     lines = []
     for name, row in results.get("gold", {}).items():
-        lines.append(f"gold score {name}: {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+        lines.append(f"gold score {name}: {decimals(row)}")
     for name, row in results.get("win_rate", results["judged_win_rate"]).items():
-        lines.append(f"{name}: preferred {row['mean']:.1%} [{row['low']:.1%}, {row['high']:.1%}]")
+        lines.append(f"{name}: preferred {percents(row)}")
     for name, row in results["reward_accuracy"].items():
         by = ", ".join(
             f"{level} {value:.2f}" for level, value in row["by_rating"].items() if value is not None

@@ -22,7 +22,7 @@ from llama2_pl.data.readers.common import (
 from llama2_pl.data.readers.files import json_rows
 from llama2_pl.data.sampling import is_held_out
 from llama2_pl.evaluation.answers import answer, fits
-from llama2_pl.evaluation.intervals import Interval, bootstrap, wilson
+from llama2_pl.evaluation.intervals import Interval, bootstrap, percents, wilson
 from llama2_pl.evaluation.refusals import (
     RefusalClassifier,
     detection,
@@ -114,10 +114,7 @@ def _unambiguous(rows: Sequence[tuple[str, bool, str]]) -> dict[str, bool]:
 
 
 def _words(found: Mapping[str, Interval]) -> str:
-    parts = [
-        f"{name} {row['mean']:.1%} [{row['low']:.1%}, {row['high']:.1%}]" if row["count"] else f"{name} –"
-        for name, row in found.items()
-    ]
+    parts = [f"{name} {percents(row)}" if row["count"] else f"{name} –" for name, row in found.items()]
     return ", ".join(parts)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from llama2_pl.checkpoints.hardware import HARDWARE, Hardware
 from llama2_pl.data.readers import dialog_to_row, read_dialogues, write_jsonl
-from llama2_pl.evaluation.intervals import bootstrap, wilson
+from llama2_pl.evaluation.intervals import bootstrap, decimals, wilson
 from llama2_pl.evaluation.reward import score_histogram
 from llama2_pl.files import write_json
 from llama2_pl.objectives.reward import SAFETY_THRESHOLD
@@ -122,7 +122,5 @@ def scored(heard: Heard, is_safety: torch.Tensor, threshold: float) -> dict[str,
 
 def _line(found: dict[str, Any]) -> str:
     return ", ".join(
-        f"{key.replace('_', ' ')} {row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-        for key, row in found.items()
-        if key != "histogram"
+        f"{key.replace('_', ' ')} {decimals(row)}" for key, row in found.items() if key != "histogram"
     )

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from llama2_pl.data.preferences import PreferenceDataModule
-from llama2_pl.evaluation.intervals import Interval, wilson
+from llama2_pl.evaluation.intervals import Interval, decimals, wilson
 from llama2_pl.evaluation.reward import RATINGS
 from llama2_pl.files import write_json
 from llama2_pl.modules.reward import RewardModule
@@ -142,7 +142,7 @@ def _run(cells: list[Cell], out: Path) -> Iterator[dict[str, Any]]:
             if rank_zero_only.rank == 0:
                 write_json(path, found)
         overall = found["result"]["accuracy"]["overall"]
-        print(f"{title}: accuracy {overall['mean']:.3f} [{overall['low']:.3f}, {overall['high']:.3f}]")
+        print(f"{title}: accuracy {decimals(overall)}")
         yield found["result"]
 
 

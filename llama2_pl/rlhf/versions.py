@@ -13,6 +13,7 @@ from llama2_pl.data.dialogues import opening
 from llama2_pl.data.readers import PromptRow, prompt_to_row, read_prompts, write_jsonl
 from llama2_pl.data.sampling import is_held_out
 from llama2_pl.evaluation.best_of_n import best_temperature
+from llama2_pl.evaluation.intervals import percents
 from llama2_pl.evaluation.judges import Judges
 from llama2_pl.evaluation.win_rate import win_rate
 from llama2_pl.files import write_json
@@ -155,7 +156,7 @@ def choose_checkpoint(
     link(Path(best), Path(out) / "policy.ckpt")
     write_json(Path(out) / "choice.json", result)
     for judge, row in result["win_rate"].items():
-        print(f"{best}: preferred by the {judge} {row['mean']:.1%} [{row['low']:.1%}, {row['high']:.1%}]")
+        print(f"{best}: preferred by the {judge} {percents(row)}")
     print("(on the prompts that chose it, so too high)")
 
 
